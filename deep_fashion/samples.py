@@ -129,7 +129,7 @@ def draw_garment(
     person.paste(_cloth(pattern, large, colours, product), mask=_garment_mask(sleeve_length, large))
     _draw_neck(draw, neck, large, skin, f'hsl({hue},40%,{product.choice([12,18,75,85])}%)')
 
-    scale = photo.uniform(.85, 1.2)
+    scale = photo.uniform(1., 1.4)
     person = person.rotate(photo.uniform(-5, 5), Image.Resampling.BICUBIC)
     person = person.resize((round(large[0]*scale), round(large[1]*scale)), Image.Resampling.BICUBIC)
     canvas = Image.new('RGB', large, wall)

@@ -260,11 +260,11 @@ def _finish(learn, checkpoint, run, lossgraph_path, table):
     with whole_file(checkpoint.checkpoint_path) as f: torch.save(checkpoint.best_model, f)
     with whole_file(run/'learn.pkl') as f: learn.export(f.absolute())
 
-# %% ../nbs/12_training.ipynb #019fe13a
+# %% ../nbs/12_training.ipynb #26fec54c
 def demo(
     out='demo', # A new folder
-    n:int=700, # Sample photos to draw
-    epochs:int=12, # Epochs of training, from scratch
+    n:int=500, # Sample photos to draw
+    epochs:int=8, # Epochs of training, from scratch
 ) -> Path: # The run's folder
     "Draw sample photos, train a tagger on them from scratch, and leave the run with a labelled photo in `out`. Raises `InputError` if `out` is in use."
     samples = make_samples(new_folder(out)/'samples', n=n)
