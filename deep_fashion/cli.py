@@ -81,7 +81,7 @@ def _train(args):
     from deep_fashion.training import train_tagger
     options = {k: v for k, v in vars(args).items() if k not in ('run', 'command')}
     try: run = train_tagger(**options)
-    except KeyboardInterrupt: raise InputError(f"stopped; the finished epochs are kept, the same command with --resume goes on") from None
+    except KeyboardInterrupt: raise InputError("stopped; the finished epochs are kept, the same command with --resume goes on") from None
     _print_run(run)
 
 def _print_run(run):
@@ -108,7 +108,7 @@ def _test(args):
     from deep_fashion.tagger import tag_photo
     names, indices, probabilities = tag_photo(args.model, args.input, args.out_image, args.out_csv)
     width = max(map(len, names))
-    for (attribute, name), i in zip(names.items(), indices): print(f"{attribute:{width}}  {name}  {probabilities[attribute][i]:.0%}")
+    for (attribute, name), i in zip(names.items(), indices): print(f"{attribute:{width}}  {name}  {float(probabilities[attribute][int(i)]):.0%}")
 
 # %% ../nbs/13_cli.ipynb #925c749f
 def _add_tag(commands):

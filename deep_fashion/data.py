@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'PhotoBlock',
-           'photo_augmentation', 'attribute_block', 'attribute_dls']
+           'photo_augmentation', 'RowLabels', 'attribute_block', 'attribute_dls']
 
 # %% ../nbs/06_data.ipynb #28b5dbb0
 import numpy as np
@@ -115,6 +115,11 @@ def photo_augmentation() -> list:
     "Random mirroring, slight turning, zoom and light, on whole batches."
     return aug_transforms(max_rotate=5., max_zoom=1.1, max_warp=0., max_lighting=.2)
 
+class RowLabels:
+    "The labels of a row as a list, of one attribute too (`ColReader` would give its text)."
+    def __init__(self, attributes:list): self.attributes = attributes
+    def __call__(self, row) -> list: return [row[a] for a in self.attributes]
+
 def attribute_block(
     vocab:AttributeVocab, # The attributes and their classes
     img_dir, # The folder that `filename` is relative to
@@ -125,7 +130,7 @@ def attribute_block(
     return DataBlock(
         blocks=(PhotoBlock, AttributesBlock(vocab)),
         get_x=ColReader('filename', pref=f'{img_dir}/'),
-        get_y=ColReader(vocab.attributes),
+        get_y=RowLabels(vocab.attributes),
         splitter=ColSplitter('is_valid'),
         item_tfms=Resize(size, ResizeMethod.Squish),
         batch_tfms=photo_augmentation() if batch_tfms is None else batch_tfms)

@@ -29,6 +29,8 @@ def plot_history(
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     right.set_ylim(0, 1)
+    # From scratch, early validation losses can be a hundredfold; drawn in full they would flatten everything else.
+    left.set_ylim(0, 1.5*max(history.train_loss.max(), history.valid_loss.min()))
     return fig
 
 # %% ../nbs/10_report.ipynb #de2bbb38
@@ -37,7 +39,7 @@ def scores_as_text(
 ) -> str:
     "The scores in aligned columns, the baseline beside them."
     columns = ['attribute', 'photos', 'accuracy', 'majority', 'macro-F1', 'majority']
-    rows = [[attribute, str(row.photos), *(_figure(row.get(c)) for c in ('accuracy', 'majority_accuracy', 'macro_f1', 'majority_macro_f1'))] for attribute, row in scores.iterrows()]
+    rows = [[attribute, str(int(row.photos)), *(_figure(row.get(c)) for c in ('accuracy', 'majority_accuracy', 'macro_f1', 'majority_macro_f1'))] for attribute, row in scores.iterrows()]
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = [[columns[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(columns[1:], widths[1:]))]] + [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))] for row in rows]
     return "\n".join("  ".join(line) for line in lines)

@@ -76,7 +76,7 @@ def _garment_mask(sleeve_length, size):
 
 def _draw_person(draw, size, skin):
     for points in (_ARM, _mirrored(_ARM)): draw.polygon(_scaled(points, size), fill=skin)
-    draw.rectangle(_scaled([(.44, .14), (.56, .28)], size)[0] + _scaled([(.44, .14), (.56, .28)], size)[1], fill=skin)
+    draw.rectangle((size[0]*.44, size[1]*.14, size[0]*.56, size[1]*.28), fill=skin)
     _ellipse(draw, size, (.41, .02, .59, .19), skin)
     draw.rectangle((size[0]*.33, size[1]*.86, size[0]*.67, size[1]), fill='#3a3f4a')
 
@@ -84,26 +84,26 @@ def _ellipse(draw, size, box, colour):
     x0, y0, x1, y1 = box
     draw.ellipse((x0*size[0], y0*size[1], x1*size[0], y1*size[1]), fill=colour)
 
-# %% ../nbs/02_samples.ipynb #a8e4df0b
+# %% ../nbs/02_samples.ipynb #28349a34
+def _draw_hood_behind_head(draw, size, trim): _ellipse(draw, size, (.34, .00, .66, .30), trim)
+
 def _draw_neck(draw, neck, size, skin, trim):
     if neck == 'v-neck':
         draw.polygon(_scaled([(.40, .235), (.60, .235), (.50, .42)], size), fill=trim)
         draw.polygon(_scaled([(.42, .235), (.58, .235), (.50, .385)], size), fill=skin)
         return
     if neck == 'hood':
-        _ellipse(draw, size, (.33, .17, .67, .36), trim)
-        _ellipse(draw, size, (.41, .19, .59, .30), skin)
-        for x in (.45, .55): draw.line(_scaled([(x, .31), (x, .50)], size), fill='white', width=max(1, size[0]//60))
+        draw.polygon(_scaled([(.36, .16), (.34, .26), (.50, .36), (.66, .26), (.64, .16), (.58, .17), (.50, .30), (.42, .17)], size), fill=trim)
+        for x in (.45, .55): draw.line(_scaled([(x, .31), (x, .52)], size), fill='white', width=max(1, size[0]//50))
         return
     _ellipse(draw, size, (.405, .19, .595, .285), trim)
     _ellipse(draw, size, (.425, .19, .575, .268), skin)
     if neck == 'polo':
-        for points in ([(.41, .20), (.36, .27), (.45, .335), (.50, .285)],): 
-            draw.polygon(_scaled(points, size), fill=trim, outline='black')
-            draw.polygon(_scaled(_mirrored(points), size), fill=trim, outline='black')
-    if neck in ('polo', 'henley'):
-        draw.rectangle((size[0]*.475, size[1]*.285, size[0]*.525, size[1]*.45), fill=trim)
-        for y in (.32, .37, .42): _ellipse(draw, size, (.488, y-.009, .512, y+.009), 'white')
+        collar = [(.41, .20), (.34, .28), (.44, .35), (.50, .285)]
+        for points in (collar, _mirrored(collar)): draw.polygon(_scaled(points, size), fill=trim, outline='black')
+    if neck == 'henley':
+        draw.rectangle((size[0]*.465, size[1]*.28, size[0]*.535, size[1]*.53), fill=trim)
+        for y in (.32, .38, .44, .50): _ellipse(draw, size, (.488, y-.009, .512, y+.009), 'white')
 
 # %% ../nbs/02_samples.ipynb #15c89a8f
 def draw_garment(
@@ -125,9 +125,11 @@ def draw_garment(
 
     person = Image.new('RGBA', large)
     draw = ImageDraw.Draw(person)
+    trim = f'hsl({hue},40%,{product.choice([12,18,75,85])}%)'
+    if neck == 'hood': _draw_hood_behind_head(draw, large, trim)
     _draw_person(draw, large, skin)
     person.paste(_cloth(pattern, large, colours, product), mask=_garment_mask(sleeve_length, large))
-    _draw_neck(draw, neck, large, skin, f'hsl({hue},40%,{product.choice([12,18,75,85])}%)')
+    _draw_neck(draw, neck, large, skin, trim)
 
     scale = photo.uniform(1., 1.4)
     person = person.rotate(photo.uniform(-5, 5), Image.Resampling.BICUBIC)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['training_phases', 'RunCheckpoint', 'hash_seed', 'fit_phases', 'find_learning_rate', 'train_tagger', 'demo']
 
-# %% ../nbs/12_training.ipynb #65468db3
+# %% ../nbs/12_training.ipynb #34084736
 import hashlib
 import random
 import re
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,13 +127,19 @@ def find_learning_rate(
     learn:AttributeLearner, # Fresh, its body frozen if it brings weights
 ) -> float:
     "What `lr_find` suggests, or 0.001 where its curve has no valley."
-    try: rate = learn.lr_find(show_plot=False).valley
-    except (IndexError, ValueError): rate = _SAFE_LEARNING_RATE
+    # `lr_find` keeps the weights it starts from in a file.
+    model_dir = learn.model_dir
+    with tempfile.TemporaryDirectory() as learn.model_dir:
+        try: rate = learn.lr_find(show_plot=False).valley
+        except (IndexError, ValueError): rate = _SAFE_LEARNING_RATE
+    learn.model_dir = model_dir
     return float(f'{rate:.2g}') if np.isfinite(rate) else _SAFE_LEARNING_RATE
 
-# %% ../nbs/12_training.ipynb #fef9c083
+# %% ../nbs/12_training.ipynb #156ec017
+def _check_name(run_name):
+    if not re.fullmatch(r'[\w.-]+', run_name) or not run_name.strip('.'): raise InputError(f"run_name {run_name!r}: use letters, digits, '-', '_' and '.'")
+
 def _claim(run, resume):
-    if not re.fullmatch(r'[\w.-]+', run.name) or run.name in ('.', '..'): raise InputError(f"run_name {run.name!r}: use letters, digits, '-', '_' and '.'")
     if resume:
         if not (run/'config.json').exists(): raise InputError(f"{run}: no run of that name to resume")
         if (run/'learn.pkl').exists(): raise InputError(f"{run}: this run is finished; there is nothing to resume")
@@ -190,6 +197,7 @@ def train_tagger(
 
     Raises `InputError` for whatever is wrong with what was given, before training starts."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k not in ('run_name', 'runs_dir', 'resume')}
+    _check_name(run_name)
     run = Path(runs_dir)/run_name
     _check_settings(settings)
     with _claimed(run, resume):
@@ -268,7 +276,7 @@ def demo(
 ) -> Path: # The run's folder
     "Draw sample photos, train a tagger on them from scratch, and leave the run with a labelled photo in `out`. Raises `InputError` if `out` is in use."
     samples = make_samples(new_folder(out)/'samples', n=n)
-    run = train_tagger('run', samples/'attributes.csv', samples/'images', epochs=epochs, pretrained=False, size=96, learning_rate=5e-3, num_workers=0,
+    run = train_tagger('run', samples/'attributes.csv', samples/'images', epochs=epochs, pretrained=False, size=96, learning_rate=4e-3, num_workers=0,
                        names=samples/'names.json', runs_dir=out)
     photo = draw_garment('polo', 'long', 'striped', product_seed='demo')
     tagger = load_tagger(run/'learn.pkl')

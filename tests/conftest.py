@@ -1,0 +1,78 @@
+"What the tests share: sample photos, a small trained tagger, the command line in this process, real data where there is some."
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd
+import pytest
+
+from deep_fashion.cli import main
+from deep_fashion.samples import make_samples
+
+QUICK = ["--no-pretrained", "--size", "48", "-bs", "16", "-nw", "0", "-lr", "0.003", "-ep", "1"]
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory):
+    "A folder of sample photos with the faults of real files."
+    folder = make_samples(tmp_path_factory.mktemp("data") / "samples", n=60, faults=True)
+    return SimpleNamespace(folder=folder, csv=folder / "attributes.csv", images=folder / "images", names=folder / "names.json")
+
+
+@pytest.fixture
+def command(capsys):
+    "Run the command line; gives status, standard output and standard error."
+    def run(*words):
+        capsys.readouterr()
+        try: status = main([str(word) for word in words])
+        except SystemExit as stop: status = stop.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(status=status, out=printed.out, err=printed.err, lines=[line for line in printed.err.splitlines() if line.startswith("deep_fashion: ")])
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    "Run the command line and expect it to refuse in one line that holds all of `words`."
+    def run(*arguments, says):
+        result = command(*arguments)
+        assert result.status == 2, result.out + result.err
+        assert len(result.lines) == 1 and "Traceback" not in result.err, result.err
+        for word in says: assert word in result.lines[0], result.lines[0]
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(samples, tmp_path_factory):
+    "The folder of a short run on the sample photos."
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(["train", "--run_name", "short", "--csv_path", str(samples.csv), "--img_dir", str(samples.images), "--names", str(samples.names), "--runs_dir", str(runs), *QUICK]) == 0
+    return runs / "short"
+
+
+@pytest.fixture
+def table(tmp_path, samples):
+    "Write a CSV; gives its path."
+    def write(text, name="table.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+    return write
+
+
+@pytest.fixture(scope="session")
+def rows(samples):
+    "The rows of the sample table as text, missing labels empty."
+    return pd.read_csv(samples.csv, dtype=str).fillna("")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    "The folder of real data sets, which only developers have."
+    folder = Path(os.environ.get("DEEP_FASHION_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not (folder / "flixstock").is_dir(): pytest.skip(f"no real data sets in {folder}; DEEP_FASHION_REAL_DATA names their folder")
+    return folder

@@ -1,0 +1,47 @@
+"The project as a whole: installed wheel, help, demo, the walkthrough on real data."
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_help_is_complete(command):
+    for name in ("analyze", "train", "evaluate", "test", "predict", "tag", "demo"):
+        result = command(name, "--help")
+        assert result.status == 0 and "--" in result.out
+        assert name in command("--help").out
+
+
+def test_help_does_not_import_fastai():
+    code = "import sys; from deep_fashion.cli import command_parser; command_parser().format_help(); print([m for m in ('torch', 'fastai', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_wheel_holds_every_module(tmp_path):
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for module in (ROOT / "deep_fashion").glob("*.py"): assert f"deep_fashion/{module.name}" in names
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
+    assert "Requires-Dist: fastai" in metadata and "Provides-Extra: offline" in metadata
+
+
+def test_readme_links_lead_somewhere():
+    import re
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) > 10
+    for link in links: assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_walkthrough_runs_on_real_data(real_data):
+    nbdev_test = Path(sys.executable).parent / "nbdev_test"
+    if not nbdev_test.exists(): pytest.skip("the extra 'dev' is not installed")
+    environment = {**os.environ, "DEEP_FASHION_DATA": str(real_data / "flixstock"), "DEEP_FASHION_EPOCHS": "1"}
+    ran = subprocess.run([nbdev_test, "--path", "nbs/20_walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

