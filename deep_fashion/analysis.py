@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['plot_shares', 'plot_examples', 'missing_as_class', 'summarize', 'analyze', 'save_figure', 'file_safe']
 
-# %% ../nbs/04_analysis.ipynb #91a98211
+# %% ../nbs/04_analysis.ipynb #e8c3504c
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd

@@ -89,8 +89,10 @@ def _print_run(run):
 
     from deep_fashion.core import read_json
     from deep_fashion.report import scores_as_text
-    metrics = read_json(run/'metrics.json')
-    print(f"\nepoch {metrics['kept_epoch']} of {metrics['epochs']} kept; scores on {metrics['validation_photos']} validation photos, beside always naming the commonest class:\n")
+    metrics, config = read_json(run/'metrics.json'), read_json(run/'config.json')
+    print(f"\n{metrics['training_photos']} photos for training, {metrics['validation_photos']} for validation, {metrics['rows_dropped']} rows dropped")
+    if 'found_learning_rate' in config: print(f"learning rate found by lr_find: {config['found_learning_rate']}")
+    print(f"epoch {metrics['kept_epoch']} of {metrics['epochs']} kept; scores on {metrics['validation_photos']} validation photos, beside always naming the commonest class:\n")
     print(scores_as_text(pd.DataFrame({**metrics['attributes'], 'mean': metrics['mean']}).T.rename_axis('attribute').astype({'photos': int})))
     print(f"\nwritten to {run}: {', '.join(sorted(path.name for path in run.iterdir()))}")
 

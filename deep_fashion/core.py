@@ -6,8 +6,11 @@
 __all__ = ['MISSING', 'InputError', 'some', 'new_file', 'new_folder', 'whole_file', 'write_json', 'write_csv', 'read_json',
            'versions']
 
-# %% ../nbs/00_core.ipynb #1f1f27f8
-import json, os, platform, tempfile
+# %% ../nbs/00_core.ipynb #996db52e
+import json
+import os
+import platform
+import tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -6,8 +6,7 @@
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'PhotoBlock',
            'photo_augmentation', 'RowLabels', 'attribute_block', 'attribute_dls']
 
-# %% ../nbs/06_data.ipynb #28b5dbb0
-import numpy as np
+# %% ../nbs/06_data.ipynb #5f1827b5
 import pandas as pd
 from fastai.data.all import *
 from fastai.vision.all import *

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['AttributeLearner', 'show_results', 'compared', 'attribute_learner', 'majority_classes']
 
-# %% ../nbs/09_learner.ipynb #916f3c86
-import warnings
+# %% ../nbs/09_learner.ipynb #86f9ecc4
 from pathlib import Path
 
 import torch
 from fastai.vision.all import *
 
 from .core import InputError
-from .data import Attributes, AttributeVocab, Photo, TensorAttributes, attribute_dls
+from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
 from .model import AttributeModel, arch_stats, body_splitter, create_backbone, split_body, split_logits
 

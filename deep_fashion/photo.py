@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['to_rgb', 'open_photo', 'photo_fault']
 
-# %% ../nbs/01_photo.ipynb #1f4119ac
-import io, os, warnings
+# %% ../nbs/01_photo.ipynb #95f2c1a7
+import io
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np

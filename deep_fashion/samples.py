@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['SAMPLE_CLASSES', 'draw_garment', 'make_samples', 'add_faults']
 
-# %% ../nbs/02_samples.ipynb #02eef9a1
-import json, math, random
+# %% ../nbs/02_samples.ipynb #d93859e8
+import json
+import math
+import random
 from pathlib import Path
 
 import pandas as pd

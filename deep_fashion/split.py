@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PRODUCT_PATTERN', 'product_of', 'random_valid', 'column_valid', 'split_table']
 
-# %% ../nbs/05_split.ipynb #81dd4711
+# %% ../nbs/05_split.ipynb #5c4870b2
 import re
 import warnings
 
-import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
@@ -98,7 +97,7 @@ def split_table(
     products = rows[group_column].astype(str) if group_column else product_of(rows.filename, group_pattern)
     if 'is_valid' not in rows: return _with_rows(table, rows.assign(is_valid=random_valid(table, products, valid_pct, seed)))
     shared = set(products[rows.is_valid]) & set(products[~rows.is_valid])
-    if shared: warnings.warn(f"{len(shared)} products have photos on both sides of the split, so the score will be too good: {some(sorted(shared), 3)}")
+    if shared: warnings.warn(f"{len(shared)} products have photos on both sides of the split, so the score will be too good: {some(sorted(shared), 3)}", stacklevel=2)
     return _with_rows(table, rows)
 
 def _with_rows(table, rows): return Table(rows, table.attributes, table.img_dir, table.names, table.dropped)

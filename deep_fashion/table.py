@@ -6,8 +6,10 @@
 __all__ = ['DEEPFASHION_TYPES', 'read_csv', 'as_label', 'Table', 'sort_labels', 'read_names', 'inside_folder', 'clean_rows',
            'read_table', 'read_deepfashion']
 
-# %% ../nbs/03_table.ipynb #3cc82cae
-import os, posixpath, re
+# %% ../nbs/03_table.ipynb #ad25342d
+import os
+import posixpath
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +111,7 @@ def _merge_duplicates(rows, attributes):
             labels = list(dict.fromkeys(same[attribute].dropna()))
             merged[same.index[0], attribute] = labels[0] if len(labels) == 1 else None
         kept = same.iloc[0]
-        for i, other in same.iloc[1:].iterrows():
+        for _, other in same.iloc[1:].iterrows():
             differing = [a for a in attributes if (kept[a] or MISSING) != (other[a] or MISSING)]
             reason = "conflicting duplicate: " + ", ".join(f"{a} {kept[a] or MISSING} or {other[a] or MISSING}" for a in differing)
             dropped.append((other.line, filename, reason if differing else "exact duplicate"))

@@ -24,11 +24,11 @@ from .core import InputError, new_file, new_folder, read_json, some, versions, w
 from .data import attribute_dls
 from .learner import AttributeLearner, attribute_learner
 from .metrics import score_table
-from .report import plot_history, plot_labelled, scores_as_dict
-from .samples import draw_garment, make_samples
+from .report import plot_history, scores_as_dict
+from .samples import make_samples
 from .split import split_table
 from .table import read_table
-from .tagger import load_tagger
+from .tagger import tag_photo
 
 # %% ../nbs/12_training.ipynb #81af26d0
 def training_phases(
@@ -261,7 +261,6 @@ def _finish(learn, checkpoint, run, lossgraph_path, table):
     learn.model.load_state_dict(checkpoint.best_model)
     with learn.no_bar(), learn.no_logging(): _, targets, predicted = learn.get_preds(with_decoded=True)
     scores = score_table(predicted, targets, learn.vocab, learn.majority)
-    rows = table.rows
     write_json(run/'metrics.json', dict(training_photos=len(learn.dls.train_ds), validation_photos=len(learn.dls.valid_ds), rows_dropped=len(table.dropped),
                                         kept_epoch=int(checkpoint.history.best.to_numpy().argmax()) + 1, epochs=len(checkpoint.rows), **scores_as_dict(scores)))
     save_figure(plot_history(checkpoint.history), lossgraph_path)
@@ -274,11 +273,10 @@ def demo(
     n:int=500, # Sample photos to draw
     epochs:int=8, # Epochs of training, from scratch
 ) -> Path: # The run's folder
-    "Draw sample photos, train a tagger on them from scratch, and leave the run with a labelled photo in `out`. Raises `InputError` if `out` is in use."
+    "Draw sample photos, train a tagger on them from scratch, and leave the run in `out`, its first validation photo labelled. Raises `InputError` if `out` is in use."
     samples = make_samples(new_folder(out)/'samples', n=n)
     run = train_tagger('run', samples/'attributes.csv', samples/'images', epochs=epochs, pretrained=False, size=96, learning_rate=4e-3, num_workers=0,
                        names=samples/'names.json', runs_dir=out)
-    photo = draw_garment('polo', 'long', 'striped', product_seed='demo')
-    tagger = load_tagger(run/'learn.pkl')
-    save_figure(plot_labelled(photo, tagger.predict(photo)[2], tagger.vocab), run/'labelled.png')
+    split = pd.read_csv(run/'split.csv')
+    tag_photo(run/'learn.pkl', samples/'images'/split.filename[split.is_valid].iloc[0], out_image=run/'labelled.png')
     return run
