@@ -23,13 +23,16 @@ def make(root):
 
 def readme(notebook):
     "The index notebook as Markdown, its pictures and notebooks linked from the top level."
+    import nbformat
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
     config = Config()
-    config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.RegexRemovePreprocessor", "nbconvert.preprocessors.TagRemovePreprocessor"]
+    config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.RegexRemovePreprocessor"]
     config.RegexRemovePreprocessor.patterns = [r"\s*#\|\s*hide"]
-    text, _ = MarkdownExporter(config=config).from_filename(str(notebook))
+    notebook = nbformat.read(notebook, as_version=4)
+    notebook.metadata.language_info = {"name": "python"}
+    text, _ = MarkdownExporter(config=config).from_notebook_node(notebook)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return re.sub(r"(\]\(|src=\")(images/|[\w.]+\.ipynb)", r"\1nbs/\2", text)
 

@@ -15,7 +15,7 @@ import timm
 import torch
 import torchvision
 from fastai.vision.learner import create_body, model_meta
-from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop
+from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.torch_core import params
 from torch import nn
 
@@ -172,7 +172,7 @@ class AttributeModel(nn.Module):
         self.pool = nn.Sequential(AdaptiveConcatPool2d(), Flatten()) if is_map else nn.Identity()
         n_features = features.shape[1]*(2 if is_map else 1)
         # A list, not a dictionary: an attribute may have any name, and a module cannot have a part called 'type' or 'a.b'.
-        self.heads = nn.ModuleList(LinBnDrop(n_features, size, p=dropout) for size in sizes)
+        self.heads = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(n_features), nn.Dropout(dropout), nn.Linear(n_features, size)) for size in sizes)
 
     def forward(self, x):
         features = self.pool(self.body(x))

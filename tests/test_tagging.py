@@ -5,6 +5,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import QUICK
+
 from deep_fashion.core import read_json
 from deep_fashion.tagger import load_tagger
 
@@ -67,13 +70,17 @@ def test_odd_names_survive(command, model, samples, tmp_path):
     assert not (tmp_path / "tags.errors.csv").exists()
 
 
-def test_missing_as_a_class_is_written_as_a_gap(samples, tmp_path, command, rows):
-    from deep_fashion.training import train_tagger
-    mostly_missing = rows.assign(neck=[o if i < 6 else "" for i, o in enumerate(rows.neck)])
-    mostly_missing.to_csv(tmp_path / "t.csv", index=False)
-    run = train_tagger("gaps", tmp_path / "t.csv", samples.images, missing="class", pretrained=False, size=48, batch_size=16, epochs=3, learning_rate=3e-3, num_workers=0, runs_dir=tmp_path)
-    command("tag", "--model", run / "learn.pkl", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")
-    assert "#N/A" in set(read(tmp_path / "tags.csv").neck)
+def test_missing_as_a_class_is_written_as_a_gap(samples, tmp_path, command):
+    "A head that always says its last class says that the label is missing."
+    assert command("train", "--run_name", "gaps", "--csv_path", samples.csv, "--img_dir", samples.images, "--missing", "class", "--runs_dir", tmp_path, *QUICK).status == 0
+    tagger = load_tagger(tmp_path / "gaps/learn.pkl")
+    with torch.no_grad(): tagger.model.heads[0][-1].bias[-1] = 1e4
+    tagger.export(tmp_path / "always_missing.pkl")
+    command("tag", "--model", tmp_path / "always_missing.pkl", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")
+    tags = read(tmp_path / "tags.csv")
+    assert set(tags.neck) == {"#N/A"} and set(tags.neck_confidence) == {"1.0000"}
+    command("test", "--model", tmp_path / "always_missing.pkl", "-i", samples.images / "shirt-00001-1.jpg", "--out_csv", tmp_path / "row.csv", "--out_image", tmp_path / "row.png")
+    assert read(tmp_path / "row.csv").neck[0] == "#N/A"
 
 
 def test_scores_as_table_and_json(command, model, samples, tmp_path):
@@ -106,7 +113,6 @@ def test_models_that_are_none(refused, samples, tmp_path, content):
 
 
 def test_models_of_another_program(refused, model, samples, tmp_path):
-    import torch
     from fastai.learner import Learner
     torch.save(torch.nn.Linear(2, 2), tmp_path / "other.pkl")
     refused("test", "--model", tmp_path / "other.pkl", "-i", samples.images / "shirt-00001-1.jpg", says=["other.pkl", "is no learner"])
