@@ -133,11 +133,11 @@ def draw_garment(
     person.paste(_cloth(pattern, large, colours, product), mask=_garment_mask(sleeve_length, large))
     _draw_neck(draw, neck, large, skin, trim)
 
-    scale = photo.uniform(1., 1.4)
-    person = person.rotate(photo.uniform(-5, 5), Image.Resampling.BICUBIC)
+    scale = photo.uniform(1.15, 1.4)
+    person = person.rotate(photo.uniform(-3, 3), Image.Resampling.BICUBIC)
     person = person.resize((round(large[0]*scale), round(large[1]*scale)), Image.Resampling.BICUBIC)
     canvas = Image.new('RGB', large, wall)
-    place = [round((a-b)/2 + a*photo.uniform(-.05, .05)) for a, b in zip(large, person.size)]
+    place = [round((a-b)/2 + a*photo.uniform(-.03, .03)) for a, b in zip(large, person.size)]
     canvas.paste(person, tuple(place), person)
     if photo.random() < .3: canvas = canvas.filter(ImageFilter.GaussianBlur(1))
     return canvas.resize(size, Image.Resampling.LANCZOS)
