@@ -25,7 +25,7 @@ from .data import attribute_dls
 from .learner import AttributeLearner, attribute_learner
 from .metrics import score_table
 from .report import plot_history, scores_as_dict
-from .samples import make_samples
+from .samples import draw_garment, make_samples
 from .split import split_table
 from .table import read_table
 from .tagger import tag_photo
@@ -273,10 +273,11 @@ def demo(
     n:int=500, # Sample photos to draw
     epochs:int=8, # Epochs of training, from scratch
 ) -> Path: # The run's folder
-    "Draw sample photos, train a tagger on them from scratch, and leave the run in `out`, its first validation photo labelled. Raises `InputError` if `out` is in use."
+    "Draw sample photos, train a tagger on them from scratch, and leave the run in `out`, with the tags of a further photo. Raises `InputError` if `out` is in use."
     samples = make_samples(new_folder(out)/'samples', n=n)
     run = train_tagger('run', samples/'attributes.csv', samples/'images', epochs=epochs, pretrained=False, size=96, learning_rate=4e-3, num_workers=0,
                        names=samples/'names.json', runs_dir=out)
-    split = pd.read_csv(run/'split.csv')
-    tag_photo(run/'learn.pkl', samples/'images'/split.filename[split.is_valid].iloc[0], out_image=run/'labelled.png')
+    photo = Path(out)/'photo.jpg'
+    draw_garment('hood', 'long', 'striped', product_seed='demo', size=(288, 384)).save(photo)
+    tag_photo(run/'learn.pkl', photo, out_image=Path(out)/'labelled.png', out_csv=Path(out)/'photo.csv')
     return run
