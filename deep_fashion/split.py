@@ -33,7 +33,7 @@ def product_of(
 # %% ../nbs/05_split.ipynb #a9dfb74f
 def _rarest_label(rows, attributes, products):
     "The rarest label of each product as attribute and class, as a series over the products."
-    labels = rows[attributes].assign(product=products).melt('product', var_name='attribute', value_name='label').dropna()
+    labels = pd.concat([pd.DataFrame(dict(product=products, attribute=a, label=rows[a])) for a in attributes]).dropna()
     if labels.empty: return pd.Series('', index=products.unique())
     labels['count'] = labels.groupby(['attribute', 'label'])['product'].transform('nunique')
     labels = labels.sort_values(['count', 'attribute', 'label'], kind='stable').drop_duplicates('product').set_index('product')
@@ -88,14 +88,14 @@ def split_table(
     """`table` with a boolean column `is_valid`: a given split (`valid_table`, `valid_column`), or whole products at random.
 
     Warns when a given split has photos of one product on both sides. Raises `InputError` if one side would be empty."""
-    rows = table.rows
+    rows, given = table.rows, valid_column or valid_table is not None
     if valid_table is not None:
         rows = pd.concat([rows.assign(is_valid=False), _same_columns(valid_table, table).assign(is_valid=True)], ignore_index=True)
         if rows.filename.duplicated().any() and valid_table.img_dir == table.img_dir:
             raise InputError(f"validation photos that are training photos too: {some(rows.filename[rows.filename.duplicated()])}")
     elif valid_column: rows = rows.assign(is_valid=column_valid(rows, valid_column))
     products = rows[group_column].astype(str) if group_column else product_of(rows.filename, group_pattern)
-    if 'is_valid' not in rows: return _with_rows(table, rows.assign(is_valid=random_valid(table, products, valid_pct, seed)))
+    if not given: return _with_rows(table, rows.assign(is_valid=random_valid(table, products, valid_pct, seed)))
     shared = set(products[rows.is_valid]) & set(products[~rows.is_valid])
     if shared: warnings.warn(f"{len(shared)} products have photos on both sides of the split, so the score will be too good: {some(sorted(shared), 3)}", stacklevel=2)
     return _with_rows(table, rows)

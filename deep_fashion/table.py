@@ -103,20 +103,20 @@ def read_names(
 
 # %% ../nbs/03_table.ipynb #3e93f69c
 def _merge_duplicates(rows, attributes):
-    "One row per photo; what was merged as (line, filename, reason)."
+    "One row per photo; what was merged as (line, filename, reason). The index of `rows` is the line in the file."
     dropped, merged = [], {}
     repeated = rows[rows.filename.duplicated(keep=False)]
     for filename, same in repeated.groupby('filename', sort=False):
         for attribute in attributes:
             labels = list(dict.fromkeys(same[attribute].dropna()))
             merged[same.index[0], attribute] = labels[0] if len(labels) == 1 else None
-        kept = same.iloc[0]
-        for _, other in same.iloc[1:].iterrows():
-            differing = [a for a in attributes if (kept[a] or MISSING) != (other[a] or MISSING)]
-            reason = "conflicting duplicate: " + ", ".join(f"{a} {kept[a] or MISSING} or {other[a] or MISSING}" for a in differing)
-            dropped.append((other.line, filename, reason if differing else "exact duplicate"))
+        # As plain values: a row taken out of the frame would turn None into NaN.
+        (_, kept), *others = same[attributes].fillna(MISSING).to_dict('index').items()
+        for line, other in others:
+            differing = [f"{a} {kept[a]} or {other[a]}" for a in attributes if kept[a] != other[a]]
+            dropped.append((line, filename, "conflicting duplicate: " + ", ".join(differing) if differing else "exact duplicate"))
     rows = rows.drop_duplicates('filename').copy()
-    for (i, attribute), label in merged.items(): rows.at[i, attribute] = label
+    for (line, attribute), label in merged.items(): rows.at[line, attribute] = label
     return rows, dropped
 
 # %% ../nbs/03_table.ipynb #bcc07637
@@ -143,18 +143,21 @@ def clean_rows(
     img_dir, # The folder of the photos
 ) -> tuple: # The rows that can be used, and what was dropped: `line`, `filename`, `reason`
     "Bring labels to one spelling, merge rows of one photo, leave out those without a readable image."
-    rows = rows.assign(line=rows.index + 2)
+    # The line in the file is the index, not a column: an attribute may have any name.
+    rows = rows.set_axis(rows.index + 2)
     for attribute in attributes: rows[attribute] = pd.Series(map(as_label, rows[attribute]), index=rows.index, dtype=object)
     rows, dropped = _merge_duplicates(rows, attributes)
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor() as pool:
         faults = list(tqdm(pool.map(lambda name: _fault(Path(img_dir), name), rows.filename), total=len(rows), desc='reading photos', leave=False))
     bad = pd.Series([fault is not None for fault in faults], index=rows.index)
-    dropped += [(line, name, fault) for line, name, fault in zip(rows.line, rows.filename, faults) if fault]
+    dropped += [(line, name, fault) for line, name, fault in zip(rows.index, rows.filename, faults) if fault]
     dropped = pd.DataFrame(sorted(dropped), columns=['line', 'filename', 'reason'])
-    return rows[~bad].drop(columns='line').reset_index(drop=True), dropped
+    return rows[~bad].reset_index(drop=True), dropped
 
-# %% ../nbs/03_table.ipynb #bfb64464
+# %% ../nbs/03_table.ipynb #fb786fad
+_RESERVED = dict(mean="the mean over all attributes is called so; rename it", is_valid="it says which photos are for validation; give it as valid_column")
+
 def read_table(
     csv_path, # A CSV file, or the root of a DeepFashion layout (see `read_deepfashion`)
     img_dir=None, # The folder of the photos
@@ -169,6 +172,8 @@ def read_table(
     for column in [*(attributes or []), *other_columns]:
         if column not in rows: raise InputError(f"{csv_path}: no column {column!r}; found {some(rows.columns, 20)}")
     attributes = list(attributes or [c for c in rows.columns if c not in ('filename', *other_columns)])
+    reserved = [a for a in attributes if a in _RESERVED]
+    if reserved: raise InputError(f"{csv_path}: column {reserved[0]!r} cannot be an attribute, {_RESERVED[reserved[0]]}")
     if not attributes: raise InputError(f"{csv_path}: no attribute; expected at least one column beside 'filename'")
     names = read_names(names) if names else {}
     _check_names(names, attributes)

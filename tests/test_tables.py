@@ -1,4 +1,5 @@
 "Tables as people have them: each is read right or refused in one line."
+import pandas as pd
 import pytest
 from conftest import QUICK
 
@@ -74,8 +75,8 @@ def test_class_with_one_example_goes_to_training(command, samples, table, rows, 
     rows = rows.copy()
     rows.loc[3, "neck"] = "rare"
     assert command(*train(samples, table(rows.to_csv(index=False)), tmp_path)).status == 0
-    split = read_table(tmp_path / "runs" / "a" / "split.csv", samples.images).rows.set_index("filename")
-    assert split.is_valid[rows.filename[3]] == "False"
+    split = pd.read_csv(tmp_path / "runs" / "a" / "split.csv").set_index("filename")
+    assert not split.is_valid[rows.filename[3]]
 
 
 def test_attribute_with_one_class_is_kept_beside_others(command, samples, table, rows, tmp_path):
@@ -122,10 +123,21 @@ def test_odd_file_names(samples, table, tmp_path):
 def test_odd_attribute_names(command, samples, table, rows, tmp_path):
     "Names that no Python identifier may have, or that a module or data frame has already."
     renamed = rows.rename(columns={"neck": "type", "sleeve_length": "sleeve.length/cm", "pattern": "größe, usw"})
+    for name in ("line", "product", "label", "attribute", "index", "shape", "path", "reason"): renamed[name] = rows.neck
     assert command(*train(samples, table(renamed.to_csv(index=False)), tmp_path)).status == 0
     result = command("evaluate", "--model", tmp_path / "runs/a/learn.pkl", "--csv_path", tmp_path / "table.csv", "--img_dir", samples.images)
     assert result.status == 0 and "größe, usw" in result.out
     assert command("analyze", "--csv_path", tmp_path / "table.csv", "--img_dir", samples.images, "--out", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize("name, says", [("mean", "rename it"), ("is_valid", "valid_column")])
+def test_reserved_attribute_names(refused, samples, table, rows, tmp_path, name, says):
+    refused(*train(samples, table(rows.rename(columns={"neck": name}).to_csv(index=False)), tmp_path), says=[f"'{name}'", says])
+
+
+def test_split_by_a_column_of_fastai(command, samples, table, rows, tmp_path):
+    csv = table(rows.assign(is_valid=[str(i % 5 == 0) for i in range(len(rows))]).to_csv(index=False))
+    assert command(*train(samples, csv, tmp_path, "--valid_column", "is_valid")).status == 0
 
 
 def test_output_is_never_overwritten(refused, samples, tmp_path):
@@ -138,8 +150,8 @@ def test_output_is_never_overwritten(refused, samples, tmp_path):
 def test_split_by_second_table(samples, rows, table, command, tmp_path):
     first, second = table(rows[:40].to_csv(index=False), "first.csv"), table(rows[45:55].to_csv(index=False), "second.csv")
     assert command(*train(samples, first, tmp_path, "--valid_csv", second)).status == 0
-    split = read_table(tmp_path / "runs" / "a" / "split.csv", samples.images).rows
-    assert set(split.filename[split.is_valid == "True"]) <= set(rows.filename[45:55])
+    split = pd.read_csv(tmp_path / "runs" / "a" / "split.csv")
+    assert set(split.filename[split.is_valid]) <= set(rows.filename[45:55])
 
 
 def test_label_that_only_validation_has(samples, rows, table, command, tmp_path):
