@@ -203,17 +203,13 @@ def train_tagger(
     with _claimed(run, resume):
         checkpoint_path = _inside(checkpoint_path or run, 'checkpoint.pth')
         lossgraph_path = _inside(lossgraph_path or run, 'loss.png')
-        if resume: settings = _resumed_settings(run, settings)
-        for path in (lossgraph_path, *([] if resume else [checkpoint_path])): new_file(path)
+        if resume: _check_resumed(run, settings)
+        else: new_file(checkpoint_path), new_file(lossgraph_path)
         set_seed(random_seed, reproducible=True)
         table = _read_split(settings)
         dls = attribute_dls(table, missing, size, batch_size, **({} if num_workers is None else dict(num_workers=num_workers)))
         learn = attribute_learner(dls, arch, weights or pretrained)
-        if not resume:
-            config = dict(settings=settings, csv_sha256=_fingerprint(csv_path), versions=versions())
-            write_csv(run/'split.csv', table.rows[['filename', 'is_valid']])
-            write_csv(run/'dropped.csv', table.dropped)
-            write_json(run/'config.json', config)
+        if not resume: _record(run, settings, table)
         state = _load_checkpoint(checkpoint_path, learn)
         checkpoint = RunCheckpoint(checkpoint_path, run/'history.csv', random_seed, state)
         rate = _settled_rate(learn, run)
@@ -232,13 +228,17 @@ def _check_settings(settings):
     phases = training_phases(bool(settings['weights'] or settings['pretrained']), settings['epochs'], settings['freeze_epochs'], 1)
     if not sum(arguments['n_epoch'] for _, arguments in phases): raise InputError("epochs is 0: nothing would be trained")
 
-def _resumed_settings(run, settings):
-    "The settings of the stopped run. Raises `InputError` if these are others or the table has changed."
+def _check_resumed(run, settings):
+    "Raise `InputError` if the stopped run had other settings or the table has changed."
     config = read_json(run/'config.json')
     changed = [name for name, value in settings.items() if config['settings'].get(name) != value]
     if changed: raise InputError(f"{run}: started with another {some(changed)} ({some(config['settings'].get(c) for c in changed)}); resume it with the same settings")
     if config['csv_sha256'] != _fingerprint(settings['csv_path']): raise InputError(f"{settings['csv_path']}: has changed since {run} was started; start a new run")
-    return config['settings']
+
+def _record(run, settings, table):
+    write_csv(run/'split.csv', table.rows[['filename', 'is_valid']])
+    write_csv(run/'dropped.csv', table.dropped)
+    write_json(run/'config.json', dict(settings=settings, csv_sha256=_fingerprint(settings['csv_path']), versions=versions()))
 
 def _read_split(settings):
     s = settings
@@ -264,8 +264,9 @@ def _finish(learn, checkpoint, run, lossgraph_path, table):
     write_json(run/'metrics.json', dict(training_photos=len(learn.dls.train_ds), validation_photos=len(learn.dls.valid_ds), rows_dropped=len(table.dropped),
                                         kept_epoch=int(checkpoint.history.best.to_numpy().argmax()) + 1, epochs=len(checkpoint.rows), **scores_as_dict(scores)))
     save_figure(plot_history(checkpoint.history), lossgraph_path)
-    with whole_file(checkpoint.checkpoint_path) as f: torch.save(checkpoint.best_model, f)
     with whole_file(run/'learn.pkl') as f: learn.export(f.absolute())
+    # Last, since a run that is stopped before has to find its state here.
+    with whole_file(checkpoint.checkpoint_path) as f: torch.save(checkpoint.best_model, f)
 
 # %% ../nbs/12_training.ipynb #26fec54c
 def demo(
