@@ -14,7 +14,7 @@ from fasttransform import DisplayedTransform
 
 from .core import MISSING, InputError, some
 from .photo import open_photo
-from .table import Table, sort_labels
+from .table import Table, label_name, sort_labels
 
 # %% ../nbs/06_data.ipynb #b9d79f44
 class AttributeVocab:
@@ -62,7 +62,7 @@ class AttributeVocab:
 
     def name(self, attribute:str, label:str) -> str:
         "What a person calls `label`."
-        return MISSING if label is None else self.names.get(attribute, {}).get(label, label)
+        return label_name(self.names, attribute, label)
 
     def class_names(self, attribute:str) -> list:
         "What a person calls the classes of `attribute`."
