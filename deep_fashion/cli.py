@@ -153,6 +153,7 @@ def _add_demo(commands):
 def _demo(args):
     from deep_fashion.training import demo
     _print_run(demo(args.out))
+    print(f"a further photo and its tags: {Path(args.out)/'labelled.png'}, {Path(args.out)/'photo.csv'}")
 
 # %% ../nbs/13_cli.ipynb #256853d4
 def command_parser() -> argparse.ArgumentParser:
