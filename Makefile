@@ -15,7 +15,8 @@ demo: $(VENV)/installed ## install, then train on sample photos and leave a tagg
 test: $(VENV)/installed-dev ## install with the dev extra, then check and test everything
 	$(BIN)/python .ci/in_sync.py
 	$(BIN)/ruff check .
-	cd nbs && $(BIN)/nbdev_test --n_workers 2
+	# Two notebooks at a time with a thread each: with two each they wait for one another most of the time.
+	cd nbs && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q tests
 
 sync: $(VENV)/installed-dev ## make modules and README from the notebooks

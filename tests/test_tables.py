@@ -167,6 +167,13 @@ def test_flixstock_is_read_with_nothing_lost(real_data):
     assert reasons["no such image"] == 1 and reasons["exact duplicate"] + reasons["conflicting duplicate"] == 13
 
 
+def test_missing_as_a_class_gives_the_widths_of_the_common_recipe(real_data):
+    from deep_fashion.data import AttributeVocab
+    table = read_table(real_data / "flixstock" / "attributes.csv", real_data / "flixstock" / "images")
+    assert AttributeVocab.from_table(table, "class").sizes == [8, 5, 11]
+    assert AttributeVocab.from_table(table, "mask").sizes == [7, 4, 10]
+
+
 def test_deepfashion_layout_is_read(real_data):
     table = read_table(real_data / "deepfashion_mini")
     assert len(table.rows) == 357 and len(table.attributes) == 6
