@@ -116,7 +116,7 @@ def _restore(learn, state):
 def _load_checkpoint(path, learn):
     "The state in `path`, its weights in `learn`; None if no epoch was finished."
     if not Path(path).exists(): return None
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = torch.load(path, map_location=learn.dls.device, weights_only=True)
     learn.model.load_state_dict(state['model'])
     return state
 
