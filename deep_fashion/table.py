@@ -33,7 +33,8 @@ def read_csv(
     except (pd.errors.ParserError, ValueError) as e: raise InputError(f"{csv_path}: is not a CSV table ({str(e).strip()})") from e
     rows.columns = rows.iloc[0].str.strip()
     rows.columns.name = None
-    rows = rows.iloc[1:].apply(lambda column: column.str.strip()).reset_index(drop=True)
+    # A line with fewer cells than the header ends in gaps.
+    rows = rows.iloc[1:].fillna('').apply(lambda column: column.str.strip()).reset_index(drop=True)
     if '\0' in ''.join(rows.columns): raise InputError(f"{csv_path}: is not text; save it as CSV, UTF-8")
     if 'filename' not in rows: raise InputError(f"{csv_path}: no column 'filename'; found {some(rows.columns)}{_separator_hint(rows)}")
     twice = rows.columns[rows.columns.duplicated()]
@@ -174,7 +175,7 @@ def read_table(
     other_columns:list=(), # Columns that hold no labels but have to be there
 ) -> Table:
     "The photos that can be used, and a list of what was dropped. Raises `InputError` if nothing is left or a column is not as it should be."
-    if Path(csv_path).is_dir(): return read_deepfashion(csv_path)
+    if Path(csv_path).is_dir(): return read_deepfashion(csv_path, attributes)
     rows = read_csv(csv_path)
     other_columns = list(filter(None, other_columns))
     for column in [*(attributes or []), *other_columns]:
@@ -209,31 +210,41 @@ DEEPFASHION_TYPES = ['texture', 'sleeve_length', 'dress_length', 'neckline', 'fa
 
 def read_deepfashion(
     root, # The folder that holds `split/` and the images
+    attributes:list=None, # The attributes to keep (default: all of the layout)
 ) -> Table:
-    "A `Table` from a DeepFashion fine-grained layout, with a column `part` (train, val, test). Raises `InputError` if a file is missing or of another length."
+    "A `Table` from a DeepFashion fine-grained layout, with a column `part` (train, val, test). Raises `InputError` if a file is missing or not as it should be."
     root = Path(root)
     names = _deepfashion_names(root/'split'/'list_attr_cloth.txt')
+    attributes = list(attributes or names)
+    unknown = [a for a in attributes if a not in names]
+    if unknown: raise InputError(f"{root}: no attribute {unknown[0]!r}; found {some(names, 20)}")
     parts = []
     for part in ('train', 'val', 'test'):
         files, labels = root/'split'/f'{part}.txt', root/'split'/f'{part}_attr.txt'
         # The test part is published without labels.
         if not (files.exists() and labels.exists()): continue
-        rows = pd.DataFrame([line.split() for line in _lines(labels)], columns=list(names))
-        filenames = _lines(files)
+        rows, filenames = pd.DataFrame(_label_rows(labels, names), columns=list(names)), _lines(files)
         if len(filenames) != len(rows): raise InputError(f"{files}: names {len(filenames)} photos, {labels.name} labels {len(rows)}; they should be as many")
         parts.append(rows.assign(filename=filenames, part=part))
     if not parts: raise InputError(f"{root}/split: no train.txt with train_attr.txt; expected the DeepFashion fine-grained layout")
-    return _table(pd.concat(parts, ignore_index=True)[['filename', *names, 'part']], list(names), root, names, root)
+    return _table(pd.concat(parts, ignore_index=True)[['filename', *attributes, 'part']], attributes, root, names, root)
 
 def _lines(path):
     try: return path.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path}: cannot be read ({e})") from e
 
+def _label_rows(path, names):
+    rows = [line.split() for line in _lines(path)]
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(names): raise InputError(f"{path}: line {i} has {len(row)} labels; expected {len(names)}, one per attribute type")
+    return rows
+
 def _deepfashion_names(path):
     names = {}
-    for line in _lines(path)[2:]:
-        name, kind = line.split()
-        kind = int(kind)
+    for i, line in enumerate(_lines(path)[2:], 3):
+        name, _, kind = line.strip().rpartition(' ')
+        if not kind.isdigit(): raise InputError(f"{path}: line {i} is {line!r}; expected a class name and the number of its type")
+        name, kind = name.strip(), int(kind)
         attribute = DEEPFASHION_TYPES[kind-1] if kind <= len(DEEPFASHION_TYPES) else f'attribute_{kind}'
         classes = names.setdefault(attribute, {})
         classes[str(len(classes))] = name

@@ -180,6 +180,20 @@ def test_deepfashion_layout_is_read(real_data):
     assert table.name("sleeve_length", "0") == "long_sleeve"
 
 
+def test_a_line_without_a_file_name(samples, table):
+    found = read_table(table("neck,filename\n1,shirt-00001-1.jpg\n2\n"), samples.images)
+    assert list(found.rows.filename) == ["shirt-00001-1.jpg"] and list(found.dropped.reason) == ["no file name"]
+
+
+@pytest.mark.parametrize("name, content, says", [("train_attr.txt", "0 1\n", "expected 1, one per attribute type"), ("list_attr_cloth.txt", "1\nname type\nfloral\n", "line 3"),
+                                                 ("train.txt", "a.jpg\nb.jpg\n", "names 2 photos")])
+def test_deepfashion_layout_that_is_malformed(tmp_path, name, content, says):
+    (tmp_path / "split").mkdir()
+    good = {"list_attr_cloth.txt": "1\nname type\nfloral 1\n", "train.txt": "a.jpg\n", "train_attr.txt": "0\n"}
+    for file, text in {**good, name: content}.items(): (tmp_path / "split" / file).write_text(text)
+    with pytest.raises(InputError, match=says): read_table(tmp_path)
+
+
 def test_deepfashion_layout_that_is_incomplete(tmp_path):
     (tmp_path / "split").mkdir()
     with pytest.raises(InputError, match="list_attr_cloth.txt"): read_table(tmp_path)

@@ -49,6 +49,29 @@ def test_a_name_is_used_once(refused, command, train, tmp_path):
 def test_names_that_leave_the_folder(refused, train, name): refused(*train(name), says=["run_name"])
 
 
+@pytest.mark.parametrize("epochs_before_stop", [1, 2])
+def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_path, epochs_before_stop):
+    "Two phases: stopped between them, and within the second."
+    from deep_fashion.model import create_backbone
+    from deep_fashion.training import RunCheckpoint
+    torch.manual_seed(0)
+    torch.save(create_backbone("resnet18", False).state_dict(), tmp_path / "resnet18.pth")
+    words = ["--weights", tmp_path / "resnet18.pth", "-ep", "3"]
+    assert command(*train("unbroken", *words)).status == 0
+    finish_epoch = RunCheckpoint.after_epoch
+    def stop(self):
+        finish_epoch(self)
+        if len(self.rows) == epochs_before_stop: raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "after_epoch", stop)
+        stopped = command(*train("stopped", *words))
+    assert stopped.status == 2 and "--resume" in stopped.lines[-1] and not (tmp_path / "runs/stopped/learn.pkl").exists()
+    assert command(*train("stopped", *words, "--resume")).status == 0
+    assert read_json(tmp_path / "runs/stopped/metrics.json") == read_json(tmp_path / "runs/unbroken/metrics.json")
+    losses = [pd.read_csv(tmp_path / "runs" / name / "history.csv").valid_loss.tolist() for name in ("unbroken", "stopped")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_nothing_to_resume(refused, train): refused(*train("none", "--resume"), says=["no run of that name"])
 
 
