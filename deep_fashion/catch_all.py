@@ -87,4 +87,4 @@ def mask_catch_all(
     "`table` with these labels missing."
     rows = table.rows.copy()
     for attribute, label in catch_all.items(): rows[attribute] = rows[attribute].where(rows[attribute] != label, None)
-    return replace(table, rows=rows)
+    return replace(table, rows=rows, catch_all={**table.catch_all, **catch_all})

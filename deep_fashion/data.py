@@ -23,16 +23,17 @@ class AttributeVocab:
         classes:dict, # attribute -> labels
         names:dict=None, # attribute -> label -> what a person calls it
         missing:str='mask', # What a gap is: 'mask' (left out) or 'class' (the last class)
+        catch_all:dict=None, # attribute -> label that says nothing: a gap
     ):
         if missing not in ('mask', 'class'): raise InputError(f"missing is 'mask' or 'class', not {missing!r}")
-        self.names, self.missing = names or {}, missing
+        self.names, self.missing, self.catch_all = names or {}, missing, catch_all or {}
         self.classes = {a: [*labels, MISSING] if missing == 'class' else list(labels) for a, labels in classes.items()}
         self._index = {a: {label: i for i, label in enumerate(labels)} for a, labels in self.classes.items()}
 
     @classmethod
     def from_table(cls, table:Table, missing:str='mask'):
         "The labels that occur in `table`, sorted."
-        return cls({a: sort_labels(table.rows[a].dropna().unique()) for a in table.attributes}, table.names, missing)
+        return cls({a: sort_labels(table.rows[a].dropna().unique()) for a in table.attributes}, table.names, missing, table.catch_all)
 
     @property
     def attributes(self) -> list: return list(self.classes)
@@ -49,7 +50,7 @@ class AttributeVocab:
         return [self._encode(a, label) for a, label in zip(self.attributes, labels)]
 
     def _encode(self, attribute, label):
-        if pd.isna(label): label = MISSING
+        if pd.isna(label) or label == self.catch_all.get(attribute): label = MISSING
         if label in self._index[attribute]: return self._index[attribute][label]
         if label == MISSING: return -1
         raise InputError(f"attribute {attribute!r} has label {label!r}; known are {some(self.classes[attribute], 20)}")

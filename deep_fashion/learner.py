@@ -14,12 +14,13 @@ from fastai.vision.all import *
 from .core import InputError
 from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
-from .model import AttributeModel, arch_stats, body_splitter, create_backbone, split_body, split_logits
+from .model import AttributeModel, arch_stats, body_splitter, create_backbone, split_body, split_logits, views_named
 
 # %% ../nbs/12_learner.ipynb #33c4d2d0
 class AttributeLearner(Learner):
     "A `Learner` whose `predict` tells the attributes of one photo."
     majority = None # The commonest class of every attribute among the training photos
+    confidences = None # attribute -> confidence and whether it was right, of labelled photos the network had not learned from
 
     @property
     def vocab(self) -> AttributeVocab: return self.dls.vocab
@@ -62,6 +63,8 @@ def attribute_learner(
     dropout:float=.25, # Share of features each head forgets in training
     loss_func=None, # Default: `AttributeLoss`
     metrics=None, # Default: `attribute_metrics`
+    views:str='whole', # What the body sees: the photo as it is, or parts of it too (a key of `VIEWS`)
+    mirrored:bool=False, # In use, average over the photo and its mirror image
     **kwargs,
 ) -> AttributeLearner:
     """A learner with one body and one head per attribute of `dls.vocab`.
@@ -69,9 +72,9 @@ def attribute_learner(
     Raises `InputError` if the architecture is unknown, its weights cannot be had, or there is nothing to learn."""
     vocab = dls.vocab
     if max(vocab.sizes) < 2: raise InputError(f"nothing to learn: every attribute has one class only ({', '.join(f'{a}: {vocab.class_names(a)[0]}' for a in vocab.attributes)})")
-    body = split_body(create_backbone(arch, pretrained), arch)
+    body = split_body(create_backbone(arch, pretrained), arch).to(memory_format=torch.channels_last)
     _normalise(dls, arch_stats(arch))
-    model = AttributeModel(body, vocab.sizes, dropout)
+    model = AttributeModel(body, vocab.sizes, dropout, views_named(views), mirrored)
     learn = AttributeLearner(dls, model, loss_func=loss_func or AttributeLoss(vocab.sizes, attribute_weights), splitter=body_splitter,
                              metrics=attribute_metrics(vocab) if metrics is None else metrics, **kwargs)
     learn.majority = majority_classes(dls)

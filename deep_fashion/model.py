@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'VIEWS', 'offline_file', 'arch_source', 'arch_stats', 'read_weights',
            'create_backbone', 'split_body', 'features_of', 'View', 'views_named', 'AttributeModel', 'split_logits',
-           'body_splitter']
+           'has_fast_bfloat16', 'fast_inference', 'body_splitter']
 
 # %% ../nbs/09_model.ipynb #dfde47ee
 from importlib.util import find_spec
@@ -214,7 +214,7 @@ class AttributeModel(nn.Module):
     def features(self, photos:torch.Tensor) -> torch.Tensor:
         "What the heads see: (batch, n_features)."
         seen = [view.cut(photos, square=not self._is_map) for view in self.views] or [photos]
-        return torch.cat([self.pool(self.body(view)) for view in seen], dim=1)
+        return torch.cat([self.pool(self.body(view.contiguous(memory_format=torch.channels_last))) for view in seen], dim=1)
 
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
         logits = self.logits(self.features(photos))
@@ -232,6 +232,23 @@ def split_logits(
 ) -> tuple: # One tensor (batch, classes) per attribute
     "Logits, or probabilities, of each attribute."
     return logits.split(list(sizes), dim=-1)
+
+# %% ../nbs/09_model.ipynb #46f2e0ed
+def has_fast_bfloat16(
+    device:torch.device, # Where the network is
+) -> bool:
+    "Whether the device computes in bfloat16 by instructions of its own."
+    device = torch.device(device)
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return device.type == 'cpu' and supported is not None and supported()
+
+def fast_inference(
+    device:torch.device, # Where the network is
+) -> torch.autocast:
+    "A context in which the network computes in bfloat16, where that is fast."
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 # %% ../nbs/09_model.ipynb #142ed586
 def body_splitter(

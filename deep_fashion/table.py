@@ -75,6 +75,7 @@ class Table:
     img_dir: Path # The folder that `filename` is relative to
     names: dict = field(default_factory=dict) # attribute -> label -> name
     dropped: pd.DataFrame = None # `line` in the file, `filename`, `reason`
+    catch_all: dict = field(default_factory=dict) # attribute -> label that says nothing and was turned into a gap
 
     def name(self,
         attribute:str, # One of `attributes`
