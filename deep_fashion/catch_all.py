@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['catch_all_evidence', 'find_catch_all', 'read_catch_all', 'settle_catch_all', 'mask_catch_all']
 
-# %% ../nbs/05_catch_all.ipynb #9a89df2a
+# %% ../nbs/05_catch_all.ipynb #3a312bd2
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -70,15 +71,22 @@ def settle_catch_all(
     choice:str|dict='auto', # As `read_catch_all` takes it
     title_column:str=None, # Column that holds the titles (default: the file names)
 ) -> dict: # attribute -> label, of the attributes that have a catch-all
-    "Which labels are treated as missing. Raises `InputError` if a label is named that does not occur."
+    "Which labels are treated as missing; warns of what was found. Raises `InputError` if a label is named that does not occur."
     choice = read_catch_all(choice, table.attributes)
     found = find_catch_all(table, groups, title_column) if 'auto' in choice.values() else {}
+    for attribute, evidence in found.items():
+        if choice[attribute] == 'auto': warnings.warn(f"{_in_words(table, attribute, evidence)}. It is treated as a missing label; catch_all 'class' keeps it", stacklevel=2)
     settled = {a: found[a]['label'] if c == 'auto' and a in found else c for a, c in choice.items() if c not in ('auto', 'class') or (c == 'auto' and a in found)}
     for attribute, label in settled.items():
         labels = table.rows[attribute].dropna()
         if not (labels == label).any(): raise InputError(f"catch_all: attribute {attribute!r} has no label {label!r}; found {some(sorted(labels.unique()), 20)}")
         if (labels == label).all(): raise InputError(f"catch_all: attribute {attribute!r} has no label but {label!r}; nothing would be left to learn")
     return settled
+
+def _in_words(table, attribute, evidence):
+    says = some((f"{table.name(attribute, label)} ({n})" for label, n in evidence['says'].items()), 3)
+    return (f"{attribute}: class {table.name(attribute, evidence['label'])}, {evidence['share']:.0%} of the labels, says nothing: "
+            f"titles of its photos speak for {says}")
 
 def mask_catch_all(
     table:Table, # Clean rows

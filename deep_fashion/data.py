@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'PhotoBlock',
-           'photo_augmentation', 'RowLabels', 'attribute_block', 'attribute_dls']
+           'photo_augmentation', 'RowLabels', 'attribute_block', 'input_size', 'attribute_dls']
 
 # %% ../nbs/08_data.ipynb #84e3b58f
 import pandas as pd
@@ -15,6 +15,7 @@ from fasttransform import DisplayedTransform
 from .core import MISSING, InputError, some
 from .photo import open_photo
 from .table import Table, label_name, sort_labels
+from .titles import TitleLabel
 
 # %% ../nbs/08_data.ipynb #742b7f2a
 class AttributeVocab:
@@ -45,11 +46,18 @@ class AttributeVocab:
 
     def encode(self,
         labels, # One label or None per attribute, in the order of `attributes`
-    ) -> list: # One class index per attribute, -1 for a masked gap
+    ) -> list: # One class index per attribute, -1 for a masked gap, -2 minus the class for a `TitleLabel`
         "Class indices of `labels`. Raises `InputError` if a label is not in the vocab."
         return [self._encode(a, label) for a, label in zip(self.attributes, labels)]
 
+    def encode_rows(self,
+        rows:pd.DataFrame, # With a column per attribute
+    ) -> Tensor: # Shape (rows, attributes)
+        "Class indices of the labels of all rows."
+        return tensor([self.encode(labels) for labels in rows[self.attributes].to_numpy()])
+
     def _encode(self, attribute, label):
+        if isinstance(label, TitleLabel): return -2 - self._index[attribute][label]
         if pd.isna(label) or label == self.catch_all.get(attribute): label = MISSING
         if label in self._index[attribute]: return self._index[attribute][label]
         if label == MISSING: return -1
@@ -135,17 +143,27 @@ def attribute_block(
         item_tfms=Resize(size, ResizeMethod.Squish),
         batch_tfms=photo_augmentation() if batch_tfms is None else batch_tfms)
 
+# %% ../nbs/08_data.ipynb #aa383fe8
+def input_size(
+    size, # A side in pixels, a pair (height, width), or text: '224', '480x360'
+) -> int|tuple:
+    "`size` as fastai takes it. Raises `InputError` if it is none, or a side is below 32 pixels."
+    sides = str(size).split('x') if isinstance(size, (str, int)) else [str(o) for o in size]
+    if not 1 <= len(sides) <= 2 or not all(side.strip().isdigit() and int(side) >= 32 for side in sides):
+        raise InputError(f"size {size!r}: expected pixels, at least 32: a side as in 224, or height x width as in 480x360")
+    return int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
+
 # %% ../nbs/08_data.ipynb #0c61813f
 def attribute_dls(
     table:Table, # A table with a column `is_valid`, as `split_table` returns it
     missing:str='mask', # What a gap is: 'mask' (left out of loss and metrics) or 'class' (a class of its own)
-    size:int|tuple=224, # Input size in pixels: a side, or (height, width)
+    size:int|tuple|str=224, # Input size in pixels, as `input_size` takes it
     bs:int=32, # Photos per batch
     batch_tfms=None, # Augmentation (default: `photo_augmentation`)
     **kwargs, # Further arguments of `DataBlock.dataloaders`, such as `num_workers`
 ) -> DataLoaders:
     "`DataLoaders` for several categorical targets. Raises `InputError` if the training or the validation side has no labelled photo."
-    vocab = AttributeVocab.from_table(table, missing)
+    vocab, size = AttributeVocab.from_table(table, missing), input_size(size)
     rows = table.rows if missing == 'class' else table.rows.dropna(subset=table.attributes, how='all')
     for side, is_side in (('training', ~rows.is_valid), ('validation', rows.is_valid)):
         if not is_side.any(): raise InputError(f"no labelled photo for {side}")

@@ -14,13 +14,13 @@ from fastai.vision.all import *
 from .core import InputError
 from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
-from .model import AttributeModel, arch_stats, body_splitter, create_backbone, split_body, split_logits, views_named
+from .model import AttributeModel, arch_stats, body_splitter, split_logits, trained_body, views_named
 
 # %% ../nbs/12_learner.ipynb #33c4d2d0
 class AttributeLearner(Learner):
     "A `Learner` whose `predict` tells the attributes of one photo."
     majority = None # The commonest class of every attribute among the training photos
-    confidences = None # attribute -> confidence and whether it was right, of labelled photos the network had not learned from
+    confidences = None # attribute -> confidence and whether it was right, of labelled photos the network had not learned from; as `confidences_of` returns it
 
     @property
     def vocab(self) -> AttributeVocab: return self.dls.vocab
@@ -58,7 +58,7 @@ def compared(
 def attribute_learner(
     dls:DataLoaders, # As `attribute_dls` makes them
     arch:str='resnet18', # Name of an architecture of torchvision or timm
-    pretrained:bool|str|Path=True, # ImageNet weights (True), none (False), or a file of weights
+    pretrained:bool|str|Path=True, # ImageNet weights (True), none (False), a file of weights, or the folder of a run
     attribute_weights:list=None, # Weight of every attribute in the loss (default: all equal)
     dropout:float=.25, # Share of features each head forgets in training
     loss_func=None, # Default: `AttributeLoss`
@@ -72,12 +72,12 @@ def attribute_learner(
     Raises `InputError` if the architecture is unknown, its weights cannot be had, or there is nothing to learn."""
     vocab = dls.vocab
     if max(vocab.sizes) < 2: raise InputError(f"nothing to learn: every attribute has one class only ({', '.join(f'{a}: {vocab.class_names(a)[0]}' for a in vocab.attributes)})")
-    body = split_body(create_backbone(arch, pretrained), arch).to(memory_format=torch.channels_last)
+    body = trained_body(arch, pretrained).to(memory_format=torch.channels_last)
     _normalise(dls, arch_stats(arch))
     model = AttributeModel(body, vocab.sizes, dropout, views_named(views), mirrored)
     learn = AttributeLearner(dls, model, loss_func=loss_func or AttributeLoss(vocab.sizes, attribute_weights), splitter=body_splitter,
                              metrics=attribute_metrics(vocab) if metrics is None else metrics, **kwargs)
-    learn.majority = majority_classes(dls)
+    learn.majority = majority_classes(dls.train.items, vocab)
     if pretrained: learn.freeze()
     return learn
 
@@ -85,9 +85,9 @@ def _normalise(dls, stats):
     if not dls.after_batch.fs.filter(risinstance(Normalize)): dls.add_tfms([Normalize.from_stats(*stats)], 'after_batch')
 
 def majority_classes(
-    dls:DataLoaders, # As `attribute_dls` makes them
+    rows:pd.DataFrame, # Training rows
+    vocab:AttributeVocab, # The attributes and their classes
 ) -> list: # One class index per attribute
-    "The commonest class of every attribute among the training photos, gaps left out."
-    rows, vocab = dls.train.items, dls.vocab
-    targets = without_missing(torch.tensor([vocab.encode(labels) for labels in rows[vocab.attributes].to_numpy()]), vocab)
+    "The commonest class of every attribute, gaps left out."
+    targets = without_missing(vocab.encode_rows(rows), vocab)
     return [int(torch.bincount(column[column >= 0], minlength=1).argmax()) for column in targets.T]

@@ -24,22 +24,27 @@ class AttributeLoss(nn.Module):
         sizes:list, # Number of classes of every attribute
         weights:list=None, # Weight of every attribute (default: all equal)
         reduction:str='mean', # 'mean' over the batch, or 'none': one value per photo
+        title_weights:list=None, # Weight of a title's label beside a person's, between 0 and 1, one per attribute (default: 0)
     ):
         super().__init__()
         weights = [1.]*len(sizes) if weights is None else [float(w) for w in weights]
         if len(weights) != len(sizes) or min(weights) < 0 or not sum(weights):
             raise InputError(f"weights: one number of 0 or more per attribute, {len(sizes)} in all and not all 0; found {weights}")
         self.sizes, self.weights, self.reduction = list(sizes), weights, reduction
+        self.title_weights = title_weights or [0.]*len(sizes)
 
     def forward(self, logits:Tensor, targets:Tensor) -> Tensor:
         "Loss of `logits` (batch, sum of sizes) against class indices `targets` (batch, attributes), -1 where missing."
         logits, targets = logits.as_subclass(Tensor), targets.as_subclass(Tensor)
-        losses = [self._head_loss(o.float(), targets[:, i]) * w for i, (o, w) in enumerate(zip(split_logits(logits, self.sizes), self.weights))]
+        losses = [self._head_loss(o.float(), targets[:, i], self.title_weights[i]) * w for i, (o, w) in enumerate(zip(split_logits(logits, self.sizes), self.weights))]
         return torch.stack(losses).sum(0) / sum(self.weights)
 
-    def _head_loss(self, logits, targets):
-        losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction='none')
-        return losses if self.reduction == 'none' else losses.sum() / (targets >= 0).sum().clamp(min=1)
+    def _head_loss(self, logits, targets, title_weight):
+        of_title = targets <= -2
+        weights = torch.where(of_title, title_weight, (targets >= 0).float())
+        losses = weights*F.cross_entropy(logits, torch.where(of_title, -2 - targets, targets), ignore_index=-1, reduction='none')
+        # A batch whose labels are all from titles is worth less than one that people labelled.
+        return losses if self.reduction == 'none' else losses.sum() / weights.ceil().sum().clamp(min=1)
 
     def activation(self, logits:Tensor) -> Tensor:
         "Probabilities (batch, sum of sizes); those of one attribute sum to 1."

