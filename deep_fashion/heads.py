@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from sklearn.model_selection import GroupKFold
 from tqdm.auto import tqdm
 
 from .learner import AttributeLearner
 from .metrics import without_missing
 from .model import fast_inference
-from .scores import fit_temperatures
+from .scores import calibrated_loss, fit_temperatures
 from .titles import TitleWords, cross_validate_titles
 
 # %% ../nbs/13_heads.ipynb #40efc77d
@@ -114,15 +113,15 @@ def _out_of_fold(coordinates, n_classes, penalty, trials):
     return logits
 
 def _choose(coordinates, labels, names, groups, titles, title_precision):
-    "The best trial: `penalty`, `title_weight`, `macro_f1`, out-of-fold `logits`."
+    "The best trial: `penalty`, `title_weight`, `loss`, out-of-fold `logits`."
     known, best = labels >= 0, None
     folds = list(GroupKFold(min(5, len(np.unique(groups))), shuffle=True, random_state=0).split(coordinates, groups=groups))
     for weight in ((0., title_precision) if title_precision else (0.,)):
         trials = [(train, test, *_with_title_labels(labels, titles, names, train, weight)) for train, test in folds]
         for penalty in _PENALTIES:
             logits = _out_of_fold(coordinates, len(names), penalty, trials)
-            score = f1_score(labels[known], logits[known].argmax(1), average='macro', zero_division=0) if known.any() else 0.
-            if best is None or score > best['macro_f1']: best = dict(penalty=penalty, title_weight=weight, macro_f1=float(score), logits=logits)
+            loss = calibrated_loss(torch.from_numpy(logits), torch.from_numpy(labels))[0] if known.any() else 0.
+            if best is None or loss < best['loss']: best = dict(penalty=penalty, title_weight=weight, loss=loss, logits=logits)
     return best
 
 # %% ../nbs/13_heads.ipynb #00bfb251

@@ -21,6 +21,7 @@ class AttributeLearner(Learner):
     "A `Learner` whose `predict` tells the attributes of one photo."
     majority = None # The commonest class of every attribute among the training photos
     confidences = None # attribute -> confidence and whether it was right, of labelled photos the network had not learned from; as `confidences_of` returns it
+    title_words = None # attribute -> `TitleWords` and how often they are right
 
     @property
     def vocab(self) -> AttributeVocab: return self.dls.vocab

@@ -16,6 +16,9 @@ from PIL import Image, ImageOps
 
 from .core import InputError
 
+# What Pillow thinks of odd tags is no news for who tags shirts. Once and for all: photos are opened in threads, and a filter set within one would leak into others.
+warnings.filterwarnings('ignore', module='PIL')
+
 # %% ../nbs/01_photo.ipynb #43be6842
 def to_rgb(
     image:Image.Image, # In any mode
@@ -47,9 +50,7 @@ def open_photo(
     elif isinstance(source, (str, os.PathLike)): name = source = Path(source)
     else: raise InputError(f"a photo can be a path, bytes, a Pillow image or an array, not a {type(source).__name__}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(source) as image: return to_rgb(image)
+        with Image.open(source) as image: return to_rgb(image)
     except MemoryError: raise
     except FileNotFoundError as e: raise InputError(f"{name}: no such file") from e
     except Exception as e: raise InputError(f"{name}: cannot be read as an image ({_reason(source, e)})") from e
@@ -74,10 +75,8 @@ def photo_fault(
 ) -> str|None:
     "Why `path` cannot be read as a photo, or None if it can."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(path) as image:
-                image.draft('RGB', (1, 1))
-                image.load()
+        with Image.open(path) as image:
+            image.draft('RGB', (1, 1))
+            image.load()
     except MemoryError: raise
     except Exception as e: return _reason(Path(path), e)

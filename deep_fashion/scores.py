@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['macro_f1_of', 'bootstrap_macro_f1', 'calibration_bins', 'calibration_error', 'coverage_at', 'confidences_of',
-           'thresholds_for', 'fit_temperature', 'fit_temperatures', 'detailed_scores', 'confusion_tables']
+           'thresholds_for', 'fit_temperature', 'calibrated_loss', 'fit_temperatures', 'detailed_scores',
+           'confusion_tables']
 
 # %% ../nbs/11_scores.ipynb #e68c6ff0
 import numpy as np
@@ -115,12 +116,18 @@ def fit_temperature(
     targets:Tensor, # Class indices (photos,), -1 where unknown
 ) -> float:
     "The temperature between 0.05 and 20 at which `targets` are likeliest; 1 where fewer than 20 labels are known."
+    return calibrated_loss(logits, targets)[1] if (targets >= 0).sum() >= 20 else 1.
+
+def calibrated_loss(
+    logits:Tensor, # Of one attribute (photos, classes)
+    targets:Tensor, # Class indices (photos,), -1 where unknown, one at least known
+) -> tuple: # The cross-entropy, and the temperature
+    "The lowest cross-entropy that a temperature between 0.05 and 20 can bring about."
     known = targets >= 0
-    if known.sum() < 20: return 1.
     logits, targets = logits[known].double(), targets[known]
     temperatures = torch.logspace(np.log10(.05), np.log10(20), 241, dtype=torch.double)
-    losses = [torch.nn.functional.cross_entropy(logits/t, targets) for t in temperatures]
-    return float(temperatures[int(torch.stack(losses).argmin())])
+    losses = torch.stack([torch.nn.functional.cross_entropy(logits/t, targets) for t in temperatures])
+    return float(losses.min()), float(temperatures[int(losses.argmin())])
 
 def fit_temperatures(
     logits:Tensor, # Of all attributes (photos, sum of sizes)

@@ -26,12 +26,12 @@ from .learner import attribute_learner, majority_classes
 from .metrics import AttributeLoss, score_table
 from .model import EnsembleModel, default_arch, fast_inference, split_logits
 from .phases import RunCheckpoint, find_learning_rate, fit_phases, load_checkpoint, training_phases
-from .report import plot_history, scores_as_dict
+from .report import confusions_as_dict, plot_history, scores_as_dict
 from .samples import draw_garment, make_samples
-from .scores import confidences_of, confusion_tables, detailed_scores, fit_temperatures
+from .scores import confidences_of, detailed_scores, fit_temperatures
 from .split import products_of, split_table
 from .table import correct_table, read_table
-from .tagger import tag_photo
+from .tagger import combine_titles, learn_titles, tag_photo
 from .titles import label_by_titles
 
 # %% ../nbs/17_training.ipynb #024fa680
@@ -230,15 +230,15 @@ def train_tagger(
         plan['arch'] = plan['arch'] or default_arch(pretrained and not weights)
         learn = _learner(table, products, titles_of, plan, settings)
         if not resume: _record(run, settings, plan, table)
-        if plan['fit_heads']: logits, rows, products, history, found = _fitted(learn, table, products, titles_of, plan)
+        if plan['fit_heads']: logits, rows, scored_products, history, found = _fitted(learn, table, products, titles_of, plan)
         elif plan['folds'] > 1:
             logits, rows, history = _trained_folds(learn, table, products, titles_of, plan, settings, run, _settled_rate(learn, run))
-            found, products = {}, _products(rows, settings)
+            found, scored_products = {}, _products(rows, settings)
         else:
             logits, rows, checkpoint = _trained(learn, checkpoint_path, run/'history.csv', plan, settings, _settled_rate(learn, run))
-            history, products = checkpoint.history, _products(rows, settings)
+            history, scored_products = checkpoint.history, _products(rows, settings)
             found = dict(kept_epoch=int(history.best.to_numpy().argmax()) + 1, epochs=len(history))
-        _finish(learn, logits, rows, products, history, found, table, plan, run, checkpoint_path, lossgraph_path)
+        _finish(learn, logits, rows, scored_products, history, found, table, products, titles_of, plan, run, checkpoint_path, lossgraph_path)
     return run
 
 # %% ../nbs/17_training.ipynb #5d6ab3a4
@@ -279,8 +279,8 @@ def _settled_rate(learn, run):
         write_json(run/'config.json', {**config, 'found_learning_rate': rate})
     return rate
 
-# %% ../nbs/17_training.ipynb #97cd4085
-def _finish(learn, logits, rows, products, history, found, table, plan, run, checkpoint_path, lossgraph_path):
+# %% ../nbs/17_training.ipynb #79c82095
+def _finish(learn, logits, rows, products, history, found, table, table_products, titles, plan, run, checkpoint_path, lossgraph_path):
     "Score, keep and export."
     vocab, model = learn.vocab, learn.model
     targets = vocab.encode_rows(rows)
@@ -290,17 +290,32 @@ def _finish(learn, logits, rows, products, history, found, table, plan, run, che
     probabilities = learn.loss_func.activation(logits)
     learn.confidences = confidences_of(probabilities, targets, vocab)
     scores = detailed_scores(probabilities, targets, vocab, learn.majority, products)
-    confusions = {a: {label: {k: int(n) for k, n in row.items() if n} for label, row in counts.to_dict('index').items()} for a, counts in confusion_tables(probabilities, targets, vocab).items()}
+    if titles is not None:
+        with_titles = _with_titles(learn, probabilities, rows, products, table, table_products, titles)
+        if learn.title_words: found['with_titles'] = with_titles
     write_csv(run/'predictions.csv', _predictions(rows, probabilities, vocab))
     write_csv(run/'history.csv', history)
     write_json(run/'metrics.json', dict(training_photos=len(table.rows) if plan['folds'] > 1 else int((~table.rows.is_valid).sum()), validation_photos=int(scores.photos['mean']), rows_dropped=len(table.dropped),
                                         catch_all=table.catch_all, **found, **scores_as_dict(scores), **(dict(folds=_spread(history)) if plan['folds'] > 1 else {}),
-                                        confusion=confusions, temperatures=dict(zip(vocab.attributes, [round(t, 4) for t in model.temperatures.tolist()]))))
+                                        confusion=confusions_as_dict(probabilities, targets, vocab), temperatures=dict(zip(vocab.attributes, [round(t, 4) for t in model.temperatures.tolist()]))))
     save_figure(plot_history(history), lossgraph_path)
     with whole_file(run/'learn.pkl') as f: learn.export(f.absolute())
     # Last, since a run that is stopped before has to find its state here.
     with whole_file(checkpoint_path) as f: torch.save(model.state_dict(), f)
     for path in run.glob('checkpoint_fold_*.pth'): path.unlink()
+
+def _with_titles(learn, probabilities, rows, products, table, table_products, titles):
+    "What pictures and titles say together, words learned from other products than those that are asked about; and all words are kept in `learn`."
+    attributes = table.attributes
+    title_of = pd.Series(titles.to_numpy(), index=table.rows.filename)
+    learn.title_words = learn_titles(titles, table.rows, table_products, attributes)
+    combined, asked = probabilities.clone(), title_of[rows.filename]
+    for fold in sorted(rows.fold.unique()) if 'fold' in rows else [None]:
+        test, train = (np.ones(len(rows), bool), ~table.rows.is_valid) if fold is None else ((rows.fold == fold).to_numpy(), table.rows.fold != fold)
+        words = learn_titles(titles[train], table.rows[train], table_products[train], attributes)
+        combined[test] = combine_titles(probabilities[test], asked[test], words, learn.vocab)
+    scores = score_table(learn.loss_func.decodes(combined), learn.vocab.encode_rows(rows), learn.vocab)
+    return scores_as_dict(scores)
 
 def _spread(history):
     "Mean, standard deviation, lowest and highest of every score over the folds."

@@ -28,7 +28,7 @@ def test_wheel_holds_every_module(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for module in (ROOT / "deep_fashion").glob("*.py"): assert f"deep_fashion/{module.name}" in names
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert "Requires-Dist: fastai" in metadata and "Provides-Extra: offline" in metadata
+    assert "Requires-Dist: fastai" in metadata and "Provides-Extra: dev" in metadata
 
 
 def test_readme_links_lead_somewhere():

