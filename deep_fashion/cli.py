@@ -29,24 +29,34 @@ def _batch_options(parser, batch_size):
     parser.add_argument('-bs', '--batch_size', type=int, default=batch_size, metavar='N', help="photos per batch (default: %(default)s)")
     parser.add_argument('-nw', '--num_workers', type=int, metavar='N', help="processes that open photos (default: one per core)")
 
+def _product_options(parser):
+    parser.add_argument('--group_column', metavar='COLUMN', help="column that names the product a photo shows; products are never split")
+    parser.add_argument('--group_pattern', metavar='REGEX', help="pattern on the file name whose first group is the product (default: digits before the last number)")
+
 def _words(text): return [word.strip() for word in text.split(',') if word.strip()]
 
-# %% ../nbs/19_cli.ipynb #350438c7
+# %% ../nbs/19_cli.ipynb #5c6ec55c
 def _add_analyze(commands):
-    parser = commands.add_parser('analyze', help="look at a table: counts, gaps, duplicates, missing files, example photos",
-                                 description="Read a table and its photos; leave the clean table, a version with missing labels as the last class, what was dropped and why, plots and a summary.")
+    parser = commands.add_parser('analyze', help="audit a table: class shares, gaps, catch-alls, duplicates, useless photos, labels that look wrong",
+                                 description="Read a table and its photos; leave a page with everything found (audit.html), the clean table, a version with missing labels as the last class, lists of what was dropped, of near-duplicates and useless photos, plots and a summary.")
     _table_options(parser)
     _label_options(parser)
     parser.add_argument('--out', default='analysis', metavar='DIR', help="new folder for what is found (default: %(default)s)")
+    parser.add_argument('--run', dest='run_folder', metavar='DIR', help="folder of a run on this table, runs/NAME: labels that contradict its predictions are listed")
+    parser.add_argument('--title_column', metavar='COLUMN', help="column that holds the titles (default: the file names)")
+    _product_options(parser)
     parser.set_defaults(run=_analyze)
 
 def _analyze(args):
-    from deep_fashion.analysis import analyze
-    summary = analyze(args.csv_path, args.img_dir, args.out, args.names, args.attributes)
+    from deep_fashion.audit import analyze
+    summary = analyze(args.csv_path, args.img_dir, args.out, args.names, args.attributes, args.run_folder, args.title_column, args.group_column, args.group_pattern)
     print(f"{summary['photos']} photos can be used; dropped: {_counts(summary['dropped']) or 'none'}")
     for attribute, found in summary['attributes'].items():
         print(f"{attribute}: {_counts({c['name']: c['photos'] for c in found['classes'].values()})}, missing {found['missing']}")
-    print(f"written to {args.out}")
+    for attribute, found in summary['catch_all'].items(): print(f"{attribute}: class {found['label']} ({found['share']:.0%} of the labels) says nothing; titles of its photos speak for {_counts(found['says'])}")
+    print(f"near-duplicates: {summary['near_duplicates']} groups, {summary['leaking']} of them over several products; photos of no use: {_counts(summary['unusable']) or 'none'}")
+    if 'label_errors' in summary: print(f"labels that look wrong: {summary['label_errors']}")
+    print(f"look at {Path(args.out)/'audit.html'}; everything is in {args.out}")
 
 def _counts(counts): return ", ".join(f"{name} {n}" for name, n in counts.items())
 
@@ -75,8 +85,7 @@ def _add_train(commands):
     parser.add_argument('--valid_pct', type=float, metavar='X', help="share of the products set aside for validation (default: 0.2, without folds)")
     parser.add_argument('--valid_column', metavar='COLUMN', help="column that says 'train' or 'valid'")
     parser.add_argument('--valid_csv', metavar='CSV', help="second table, with the photos for validation")
-    parser.add_argument('--group_column', metavar='COLUMN', help="column that names the product a photo shows; products are never split")
-    parser.add_argument('--group_pattern', metavar='REGEX', help="pattern on the file name whose first group is the product (default: digits before the last number)")
+    _product_options(parser)
     parser.add_argument('--checkpoint_path', metavar='PATH', help="where the checkpoint goes (default: runs/NAME/checkpoint.pth)")
     parser.add_argument('--lossgraph_path', metavar='PATH', help="where the loss graph goes (default: runs/NAME/loss.png)")
     parser.add_argument('--runs_dir', default='runs', metavar='DIR', help="folder of all runs (default: %(default)s)")

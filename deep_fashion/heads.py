@@ -14,6 +14,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from .learner import AttributeLearner
@@ -75,16 +76,17 @@ class FeatureSpace:
         "Coefficients (classes, directions) as weights of standardised features (classes, features)."
         return coefficients @ self.directions.T*np.sqrt(1000/len(self.mean))
 
-# %% ../nbs/13_heads.ipynb #81dd7534
-def _fit_logits(coordinates, labels, n_classes, penalty, weights=None):
+# %% ../nbs/13_heads.ipynb #1b7b6d97
+def _fit_logits(coordinates, labels, n_classes, penalty, weights=None, balanced=True):
     "Coefficients (classes, directions) and intercepts (classes,); a class without a label gets no chance."
     classes, counts = np.unique(labels, return_counts=True)
     coefficients, intercepts = np.zeros((n_classes, coordinates.shape[1])), np.full(n_classes, -20.)
     if len(classes) == 1: intercepts[classes] = 0.
     else:
-        with warnings.catch_warnings():
+        # So small a problem is solved sooner by one thread than by several that wait for one another.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter('ignore', ConvergenceWarning)
-            head = LogisticRegression(C=penalty, max_iter=300, class_weight='balanced').fit(coordinates, labels, weights)
+            head = LogisticRegression(C=penalty, max_iter=300, class_weight='balanced' if balanced else None).fit(coordinates, labels, weights)
         # Of two classes scikit-learn describes the second only.
         two = len(classes) == 2
         coefficients[classes] = np.concatenate([-head.coef_, head.coef_])/2 if two else head.coef_
@@ -102,24 +104,24 @@ def _with_title_labels(labels, titles, names, train, weight):
 # %% ../nbs/13_heads.ipynb #5079d89e
 _PENALTIES = (.01, .03, .1)
 
-def _out_of_fold(coordinates, n_classes, penalty, trials):
+def _out_of_fold(coordinates, n_classes, penalty, trials, balanced):
     "Logits of every row by a head that was not fitted on its product; `trials` holds training rows, test rows, labels and weights."
     logits = np.full((len(coordinates), n_classes), np.nan)
     for train, test, labels, weights in trials:
         learned = train[labels[train] >= 0]
         if not len(learned): learned, labels = train[:1], np.zeros_like(labels)
-        coefficients, intercepts = _fit_logits(coordinates[learned], labels[learned], n_classes, penalty, weights[learned])
+        coefficients, intercepts = _fit_logits(coordinates[learned], labels[learned], n_classes, penalty, weights[learned], balanced)
         logits[test] = coordinates[test] @ coefficients.T + intercepts
     return logits
 
-def _choose(coordinates, labels, names, groups, titles, title_precision):
+def _choose(coordinates, labels, names, groups, titles, title_precision, balanced):
     "The best trial: `penalty`, `title_weight`, `loss`, out-of-fold `logits`."
     known, best = labels >= 0, None
     folds = list(GroupKFold(min(5, len(np.unique(groups))), shuffle=True, random_state=0).split(coordinates, groups=groups))
     for weight in ((0., title_precision) if title_precision else (0.,)):
         trials = [(train, test, *_with_title_labels(labels, titles, names, train, weight)) for train, test in folds]
         for penalty in _PENALTIES:
-            logits = _out_of_fold(coordinates, len(names), penalty, trials)
+            logits = _out_of_fold(coordinates, len(names), penalty, trials, balanced)
             loss = calibrated_loss(torch.from_numpy(logits), torch.from_numpy(labels))[0] if known.any() else 0.
             if best is None or loss < best['loss']: best = dict(penalty=penalty, title_weight=weight, loss=loss, logits=logits)
     return best
@@ -131,6 +133,7 @@ def fit_heads(
     rows:pd.DataFrame, # The same photos, with their labels
     groups:pd.Series, # The product of each
     titles:pd.Series=None, # The title of each; None to use labels only
+    balanced:bool=True, # Every class counts alike, however rare
 ) -> tuple: # A row per attribute (what was chosen), and out-of-fold logits (photos, sum of sizes)
     "Fit every head by cross-validated logistic regression, and its temperature."
     vocab, model = learn.vocab, learn.model
@@ -143,10 +146,10 @@ def fit_heads(
     for i, (attribute, head) in enumerate(tqdm(list(zip(vocab.attributes, model.heads)), desc='fitting heads', leave=False)):
         names, labels = vocab.classes[attribute], targets[:, i]
         worth = cross_validate_titles(titles, rows[attribute], groups) if titles is not None else dict(coverage=0., precision=None)
-        chosen = _choose(coordinates, labels, names, groups, titles, worth['precision'])
+        chosen = _choose(coordinates, labels, names, groups, titles, worth['precision'], balanced)
         filled, weights = _with_title_labels(labels, titles, names, np.arange(len(rows)), chosen['title_weight'])
         learned = np.flatnonzero(filled >= 0)
-        _set_head(head, space, *_fit_logits(coordinates[learned], filled[learned], len(names), chosen['penalty'], weights[learned]))
+        _set_head(head, space, *_fit_logits(coordinates[learned], filled[learned], len(names), chosen['penalty'], weights[learned], balanced))
         logits.append(torch.from_numpy(chosen.pop('logits')).float())
         choices.append(dict(attribute=attribute, labels=int((labels >= 0).sum()), title_labels=int(len(learned) - (labels >= 0).sum()),
                             title_coverage=worth['coverage'], title_precision=worth['precision'], **chosen))
@@ -185,13 +188,14 @@ def cross_validate_heads(
     groups:pd.Series, # The product of each
     fold:np.ndarray, # The fold of each, as `fold_of` returns it
     titles:pd.Series=None, # The title of each; None to use labels only
+    balanced:bool=True, # Every class counts alike, however rare
 ) -> tuple: # A row per fold and attribute (what was chosen), and logits (photos, sum of sizes) by heads and temperatures that had not seen the product
     "Fit the heads once per fold, ask them about the fold's photos, and leave their average in `learn`."
     model, logits, choices, heads = learn.model.eval(), None, [], []
     groups = pd.Series(np.asarray(groups))
     for i in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
-        chosen, _ = fit_heads(learn, features[train], rows.iloc[train].reset_index(drop=True), groups[train], None if titles is None else pd.Series(list(titles))[train])
+        chosen, _ = fit_heads(learn, features[train], rows.iloc[train].reset_index(drop=True), groups[train], None if titles is None else pd.Series(list(titles))[train], balanced)
         found = head_logits(learn, features[test])
         if logits is None: logits, calibrated = torch.zeros(2, len(rows), found.shape[1])
         logits[test], calibrated[test] = found, found/model.temperatures_of_outputs().cpu()

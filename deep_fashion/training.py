@@ -129,7 +129,7 @@ def _fold_history(learn, logits, rows):
     history, vocab = [], learn.vocab
     targets = vocab.encode_rows(rows)
     for fold in sorted(rows.fold.unique()):
-        of_fold = (rows.fold == fold).to_numpy()
+        of_fold = torch.tensor((rows.fold == fold).tolist())
         scores = score_table(learn.loss_func.decodes(logits[of_fold]), targets[of_fold], vocab)
         history.append(dict(fold=int(fold), valid_loss=float(learn.loss_func(logits[of_fold], targets[of_fold])), accuracy=scores.loc['mean', 'accuracy'], macro_f1=scores.loc['mean', 'macro_f1'],
                             **{f'{a}_{score}': scores.loc[a, score] for a in vocab.attributes for score in ('accuracy', 'macro_f1')}))
@@ -311,7 +311,7 @@ def _with_titles(learn, probabilities, rows, products, table, table_products, ti
     learn.title_words = learn_titles(titles, table.rows, table_products, attributes)
     combined, asked = probabilities.clone(), title_of[rows.filename]
     for fold in sorted(rows.fold.unique()) if 'fold' in rows else [None]:
-        test, train = (np.ones(len(rows), bool), ~table.rows.is_valid) if fold is None else ((rows.fold == fold).to_numpy(), table.rows.fold != fold)
+        test, train = (np.ones(len(rows), bool), ~table.rows.is_valid) if fold is None else (np.array(rows.fold == fold), table.rows.fold != fold)
         words = learn_titles(titles[train], table.rows[train], table_products[train], attributes)
         combined[test] = combine_titles(probabilities[test], asked[test], words, learn.vocab)
     scores = score_table(learn.loss_func.decodes(combined), learn.vocab.encode_rows(rows), learn.vocab)
