@@ -59,8 +59,8 @@ def unusable_photos(
     found = pd.DataFrame(dict(filename=table.rows.filename, reason=reasons, outline=facts.outline.to_numpy()))
     return found[found.reason != ''].sort_values(['reason', 'outline'], kind='stable')[['filename', 'reason']].reset_index(drop=True)
 
-# %% ../nbs/18_audit.ipynb #ce359bc2
-_MOST_BITS, _MOST_DIFFERENCE = 8, 10
+# %% ../nbs/18_audit.ipynb #31092639
+_MOST_BITS, _MOST_DIFFERENCE = 8, 6
 
 def near_duplicates(
     table:Table, # Clean rows
@@ -149,7 +149,7 @@ figcaption{font-size:.78rem;line-height:1.3;overflow-wrap:anywhere} .group{borde
 {% else %}<p>None found.</p>{% endfor %}
 <h2 id="errors">Labels that look wrong</h2>
 {% if errors is none %}<p>Not looked for: this takes what a trained network predicts for photos it has not seen. Train, then ask again with the run's folder (<code>--run runs/NAME</code>).</p>
-{% else %}<p>{{ error_count }} labels, worst first: what the table says, and what a network that had not seen the product says.</p>
+{% else %}<p>{{ error_count }} labels, worst first: what the table says, and what a network that had not seen the product says. The poorer the network, the more often it is the network that is wrong: look before you change a label.</p>
 <div class="photos">{% for e in errors %}<figure><img alt="" loading="lazy" src="data:image/jpeg;base64,{{ e.image }}"><figcaption>{{ e.attribute }}: <span class="wrong">{{ e.label }}</span><br>network: {{ e.predicted }} ({{ '%.0f' % (100*e.confidence) }} %)<br><span class="quiet">{{ e.filename }}</span></figcaption></figure>{% endfor %}</div>{% endif %}
 <h2 id="duplicates">Near-duplicates</h2><p>{{ duplicate_count }} groups of photos that are nearly the same{% if leak_count %}; {{ leak_count }} of them belong to several products, so that a split by product would leak{% endif %}.</p>
 {% for g in duplicates %}<div class="group"><p class="quiet">{% if g.leaks %}several products{% else %}one product{% endif %}{% if g.conflicts %}; <span class="wrong">labels differ: {{ g.conflicts }}</span>{% endif %}</p><div class="photos">{% for p in g.photos %}{{ photo(p.image, p.filename) }}{% endfor %}</div></div>{% endfor %}
@@ -194,7 +194,7 @@ def audit_page(
 def _catch_all_shown(table, attribute, evidence):
     says = some((f"{table.name(attribute, label)} ({n})" for label, n in evidence['says'].items()), 5)
     rows = table.rows[table.rows[attribute] == evidence['label']][['filename']]
-    return dict(attribute=attribute, name=table.name(attribute, evidence['label']), share=evidence['share'], says=says, photos=_shown(table, rows.sample(min(8, len(rows)), random_state=0)))
+    return dict(attribute=attribute, name=table.name(attribute, evidence['label']), share=evidence['share'], says=says, photos=_shown(table, rows.sample(min(7, len(rows)), random_state=0)))
 
 # %% ../nbs/18_audit.ipynb #ac2ff9e0
 def analyze(
