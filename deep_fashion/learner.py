@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .core import InputError
 from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
-from .model import AttributeModel, arch_stats, body_splitter, split_logits, trained_body, views_named
+from .model import AttributeModel, arch_stats, body_splitter, fast_inference, split_logits, trained_body, views_named
 
 # %% ../nbs/12_learner.ipynb #33c4d2d0
 class AttributeLearner(Learner):
@@ -32,9 +32,9 @@ class AttributeLearner(Learner):
     ) -> tuple: # `Attributes` (attribute -> name), class indices (attributes,), and attribute -> probabilities (classes,)
         "Names, class indices and probabilities of every attribute of one photo. Raises `InputError` if it cannot be read."
         # fastai has no progress bar for one photo: it would only flicker.
-        with self.no_bar(), self.no_logging():
+        with self.no_bar(), self.no_logging(), fast_inference(next(self.model.parameters()).device):
             photo, names, indices, probabilities = super().predict(Photo.create(item), with_input=True)
-        by_attribute = dict(zip(self.vocab.attributes, split_logits(probabilities.as_subclass(Tensor), self.vocab.sizes)))
+        by_attribute = dict(zip(self.vocab.attributes, split_logits(probabilities.as_subclass(Tensor).float(), self.vocab.sizes)))
         result = names, TensorAttributes(indices), by_attribute
         return (photo, *result) if with_input else result
 
