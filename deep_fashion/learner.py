@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .core import InputError
 from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
-from .model import AttributeModel, arch_stats, body_splitter, fast_inference, split_logits, trained_body, views_named
+from .model import AttributeModel, arch_stats, body_splitter, fast_inference, keep_freed_memory, split_logits, trained_body, views_named
 
 # %% ../nbs/12_learner.ipynb #33c4d2d0
 class AttributeLearner(Learner):
@@ -71,6 +71,7 @@ def attribute_learner(
     """A learner with one body and one head per attribute of `dls.vocab`.
 
     Raises `InputError` if the architecture is unknown, its weights cannot be had, or there is nothing to learn."""
+    keep_freed_memory()
     vocab = dls.vocab
     if max(vocab.sizes) < 2: raise InputError(f"nothing to learn: every attribute has one class only ({', '.join(f'{a}: {vocab.class_names(a)[0]}' for a in vocab.attributes)})")
     body = trained_body(arch, pretrained).to(memory_format=torch.channels_last)

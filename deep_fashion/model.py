@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'VIEWS', 'offline_file', 'arch_source', 'arch_stats', 'read_weights',
            'create_backbone', 'default_arch', 'split_body', 'features_of', 'trained_body', 'View', 'views_named',
-           'AttributeModel', 'split_logits', 'EnsembleModel', 'has_fast_bfloat16', 'fast_inference', 'body_splitter']
+           'AttributeModel', 'split_logits', 'EnsembleModel', 'keep_freed_memory', 'has_fast_bfloat16',
+           'fast_inference', 'body_splitter']
 
-# %% ../nbs/09_model.ipynb #987847e3
+# %% ../nbs/09_model.ipynb #88e090ab
+import ctypes
 import warnings
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -281,6 +284,16 @@ class EnsembleModel(nn.Module):
         logits = torch.stack([model(photos) for model in self.models]).mean(0)
         return logits/self.temperatures.repeat_interleave(torch.tensor(self.sizes, device=logits.device))
 
+# %% ../nbs/09_model.ipynb #fbf50c27
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3 # of mallopt, in malloc.h
+
+@cache
+def keep_freed_memory() -> bool: # Whether there is a glibc to tell
+    "Let the C library keep freed memory for the next batch."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False
+    return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
 # %% ../nbs/09_model.ipynb #46f2e0ed
 def has_fast_bfloat16(
     device:torch.device, # Where the network is
@@ -296,6 +309,7 @@ def fast_inference(
 ) -> torch.autocast:
     "A context in which the network computes in bfloat16, where that is fast."
     device = torch.device(device)
+    keep_freed_memory()
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 # %% ../nbs/09_model.ipynb #c52c0b8b
