@@ -32,7 +32,7 @@ def plot_history(
     right.set_ylim(0, 1)
     # From scratch, early validation losses can be a hundredfold; drawn in full they would flatten everything else.
     if 'best' in history: left.set_ylim(0, 1.5*max(history.train_loss.max(), history.valid_loss.min()))
-    else: left.set_ylim(0)
+    else: left.set_ylim(0, 1.2*history.valid_loss.max())
     return fig
 
 # %% ../nbs/14_report.ipynb #470c39b4

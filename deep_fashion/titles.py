@@ -45,7 +45,7 @@ class TitleWords:
         labels, # The label of each, None or NaN where missing
     ):
         "Count which words stand beside which labels."
-        counts = defaultdict(Counter)
+        counts, shares = defaultdict(Counter), pd.Series(list(labels), dtype=object).value_counts(normalize=True)
         for title, label in zip(titles, labels):
             if pd.notna(label):
                 for word in title_words(title): counts[word][label] += 1
@@ -54,7 +54,8 @@ class TitleWords:
             (label, photos), total = beside.most_common(1)[0], beside.total()
             if photos >= self.min_photos: found.append((word, label, photos, float(lowest_precision(photos, total))))
         words = pd.DataFrame(found, columns=['word', 'label', 'photos', 'precision'])
-        self.words_ = words[words.precision >= self.min_precision].sort_values(['label', 'precision', 'word'], ascending=[True, False, True]).reset_index(drop=True)
+        # A word of every title tells no more than the share of the class.
+        self.words_ = words[(words.precision >= self.min_precision) & (words.precision > words.label.map(shares).astype(float))].sort_values(['label', 'precision', 'word'], ascending=[True, False, True]).reset_index(drop=True)
         self._label = dict(zip(self.words_.word, self.words_.label))
         return self
 
