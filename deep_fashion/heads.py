@@ -81,7 +81,7 @@ def _fit_logits(coordinates, labels, n_classes, penalty, weights=None, balanced=
     "Coefficients (classes, directions) and intercepts (classes,); a class without a label gets no chance."
     classes, counts = np.unique(labels, return_counts=True)
     coefficients, intercepts = np.zeros((n_classes, coordinates.shape[1])), np.full(n_classes, -20.)
-    if len(classes) == 1: intercepts[classes] = 0.
+    if len(classes) < 2: intercepts[classes] = 0.
     else:
         # So small a problem is solved sooner by one thread than by several that wait for one another.
         with warnings.catch_warnings(), threadpool_limits(1):
@@ -109,7 +109,6 @@ def _out_of_fold(coordinates, n_classes, penalty, trials, balanced):
     logits = np.full((len(coordinates), n_classes), np.nan)
     for train, test, labels, weights in trials:
         learned = train[labels[train] >= 0]
-        if not len(learned): learned, labels = train[:1], np.zeros_like(labels)
         coefficients, intercepts = _fit_logits(coordinates[learned], labels[learned], n_classes, penalty, weights[learned], balanced)
         logits[test] = coordinates[test] @ coefficients.T + intercepts
     return logits
@@ -117,6 +116,8 @@ def _out_of_fold(coordinates, n_classes, penalty, trials, balanced):
 def _choose(coordinates, labels, names, groups, titles, title_precision, balanced):
     "The best trial: `penalty`, `title_weight`, `loss`, out-of-fold `logits`."
     known, best = labels >= 0, None
+    # Photos of one product cannot be asked about another.
+    if len(np.unique(groups)) < 2: return dict(penalty=_PENALTIES[1], title_weight=0., loss=0., logits=np.zeros((len(coordinates), len(names))))
     folds = list(GroupKFold(min(5, len(np.unique(groups))), shuffle=True, random_state=0).split(coordinates, groups=groups))
     for weight in ((0., title_precision) if title_precision else (0.,)):
         trials = [(train, test, *_with_title_labels(labels, titles, names, train, weight)) for train, test in folds]

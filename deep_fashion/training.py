@@ -93,15 +93,19 @@ def _read_run_table(settings, plan):
     valid_table = s['valid_csv'] and read_table(s['valid_csv'], s['img_dir'], table.attributes)
     catch_all = settle_catch_all(table, products_of(table.rows, s['group_column'], s['group_pattern']), s['catch_all'], s['title_column'])
     table, valid_table = mask_catch_all(table, catch_all), valid_table and mask_catch_all(valid_table, catch_all)
-    if plan['folds'] > 1: table = _dealt_table(table, s, plan['folds'])
+    if plan['folds'] > 1: table = _dealt_table(table, s, plan)
     else: table = split_table(table, plan['valid_pct'], s['group_column'], s['group_pattern'], s['valid_column'], valid_table, s['random_seed'])
     titles = table.rows[s['title_column'] or 'filename'].fillna('') if s['titles'] else None
     return table, products_of(table.rows, s['group_column'], s['group_pattern']), titles
 
-def _dealt_table(table, settings, folds):
+def _dealt_table(table, settings, plan):
     products = products_of(table.rows, settings['group_column'], settings['group_pattern'])
-    if products.nunique() < folds: raise InputError(f"{len(table.rows)} usable photos of {products.nunique()} products cannot be dealt into {folds} folds; use fewer")
-    fold = fold_of(products, folds, settings['random_seed'])
+    n = products.nunique()
+    if n < 2: raise InputError(f"{len(table.rows)} usable photos of {n} product; at least 2 products are needed, one to learn from and one to validate")
+    # A number of folds that nobody asked for follows the table.
+    if settings['folds'] is None: plan['folds'] = min(plan['folds'], n)
+    if n < plan['folds']: raise InputError(f"folds {plan['folds']}: {len(table.rows)} usable photos of {n} products cannot be dealt into so many; use fewer")
+    fold = fold_of(products, plan['folds'], settings['random_seed'])
     # fastai wants a validation set: the first fold.
     return replace(table, rows=table.rows.assign(fold=fold, is_valid=fold == 0))
 

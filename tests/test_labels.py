@@ -108,6 +108,14 @@ def test_folds_and_a_split_contradict_each_other(refused, train, samples):
     refused(*train("a", samples.csv, samples.images, "--folds", "3", "--valid_pct", "0.2"), says=["folds 3", "valid_pct"])
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_as_few_products_as_can_be(command, train, samples, rows, table, tmp_path, n):
+    rows = rows[rows.filename.str.fullmatch(r"shirt-\d+-1\.jpg")].drop_duplicates("filename").head(n)
+    rows = rows.assign(neck=["0", "1", "0"][:n], sleeve_length=["0", "1", ""][:n], pattern=["1", "", "0"][:n])
+    assert command(*train("few", table(rows.to_csv(index=False)), samples.images)).status == 0
+    assert read_json(tmp_path / "runs/few/config.json")["plan"]["folds"] == n
+
+
 def test_more_folds_than_products(refused, train, samples, tmp_path):
     refused(*train("a", samples.csv, samples.images, "--folds", "500"), says=["folds", "use fewer"])
 
