@@ -108,12 +108,20 @@ def test_folds_and_a_split_contradict_each_other(refused, train, samples):
     refused(*train("a", samples.csv, samples.images, "--folds", "3", "--valid_pct", "0.2"), says=["folds 3", "valid_pct"])
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_as_few_products_as_can_be(command, train, samples, rows, table, tmp_path, n):
-    rows = rows[rows.filename.str.fullmatch(r"shirt-\d+-1\.jpg")].drop_duplicates("filename").head(n)
-    rows = rows.assign(neck=["0", "1", "0"][:n], sleeve_length=["0", "1", ""][:n], pattern=["1", "", "0"][:n])
-    assert command(*train("few", table(rows.to_csv(index=False)), samples.images)).status == 0
-    assert read_json(tmp_path / "runs/few/config.json")["plan"]["folds"] == n
+@pytest.fixture
+def first_products(samples, rows, table):
+    "A table of the first photo of `n` products."
+    def write(n):
+        few = rows[rows.filename.str.fullmatch(r"shirt-\d+-1\.jpg")].drop_duplicates("filename").head(n)
+        return table(few.assign(neck=["0", "1", "0"][:n], sleeve_length=["0", "1", ""][:n], pattern=["1", "", "0"][:n]).to_csv(index=False))
+    return write
+
+
+def test_as_few_products_as_can_be(command, refused, train, samples, first_products, tmp_path):
+    assert command(*train("three", first_products(3), samples.images)).status == 0
+    assert read_json(tmp_path / "runs/three/config.json")["plan"]["folds"] == 3
+    refused(*train("two", first_products(2), samples.images), says=["at least 2"])
+    refused(*train("one", first_products(1), samples.images), says=["at least 2 products"])
 
 
 def test_more_folds_than_products(refused, train, samples, tmp_path):
