@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_shares', 'plot_examples', 'missing_as_class', 'summarize', 'save_figure', 'file_safe']
 
-# %% ../nbs/06_analysis.ipynb #080cdf89
+# %% ../nbs/06_analysis.ipynb #fd5c4dd8
 import re
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from .core import MISSING, InputError, some, whole_file
 from .photo import open_photo
 from .table import Table
 
-# %% ../nbs/06_analysis.ipynb #e4146b91
+# %% ../nbs/06_analysis.ipynb #230365ec
 def plot_shares(
     table:Table, # Clean rows
 ) -> plt.Figure:
@@ -35,7 +35,7 @@ def plot_shares(
     axes.flat[-1].set_xlabel('photos')
     return fig
 
-# %% ../nbs/06_analysis.ipynb #72f8e2f6
+# %% ../nbs/06_analysis.ipynb #4c098db4
 _MOST_CLASSES = 30
 
 def plot_examples(
@@ -62,7 +62,7 @@ def _thumbnail(path):
     photo.thumbnail((200, 200))
     return photo
 
-# %% ../nbs/06_analysis.ipynb #4f435d91
+# %% ../nbs/06_analysis.ipynb #4deead32
 def missing_as_class(
     table:Table, # Clean rows
 ) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def missing_as_class(
         rows[attribute] = rows[attribute].fillna(str(labels.astype(int).max() + 1) if numbers else 'missing')
     return rows
 
-# %% ../nbs/06_analysis.ipynb #9fbfba28
+# %% ../nbs/06_analysis.ipynb #c3ff822f
 def summarize(
     table:Table, # Clean rows
 ) -> dict:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['catch_all_evidence', 'find_catch_all', 'read_catch_all', 'settle_catch_all', 'mask_catch_all']
 
-# %% ../nbs/05_catch_all.ipynb #3a312bd2
+# %% ../nbs/05_catch_all.ipynb #0505740a
 import warnings
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from .core import InputError, some
 from .table import Table, as_label
 from .titles import TitleWords, cross_validate_titles
 
-# %% ../nbs/05_catch_all.ipynb #b5ebab4c
+# %% ../nbs/05_catch_all.ipynb #c1a043db
 _LEAST_SHARE, _LEAST_PRECISION, _LEAST_RATIO, _LEAST_PHOTOS, _LEAST_CLASSES = .4, .6, .5, 20, 1.75
 
 def catch_all_evidence(
@@ -49,7 +49,7 @@ def find_catch_all(
     evidence = {a: catch_all_evidence(table.rows[a], titles, groups) for a in table.attributes}
     return {a: found for a, found in evidence.items() if found and found['found']}
 
-# %% ../nbs/05_catch_all.ipynb #43c6baec
+# %% ../nbs/05_catch_all.ipynb #97aa310d
 def read_catch_all(
     choice:str|dict, # 'auto', 'class', or attribute -> 'auto', 'class' or a label; also as text: 'neck=6,pattern=class'
     attributes:list, # The attributes of the table

@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'InputError', 'some', 'new_file', 'new_folder', 'whole_file', 'write_json', 'write_csv', 'read_json',
            'versions']
 
-# %% ../nbs/00_core.ipynb #996db52e
+# %% ../nbs/00_core.ipynb #67d12455
 import json
 import os
 import platform
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #80e83015
+# %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
     "A mistake in what the user gave: one line that says where, what was found and what would be right."
 
-# %% ../nbs/00_core.ipynb #76d98796
+# %% ../nbs/00_core.ipynb #64825fe7
 def some(
     items, # Anything with a text form
     n:int=5, # How many to name
@@ -28,7 +28,7 @@ def some(
     items = [str(o) for o in items]
     return ", ".join(items[:n]) + (f" and {len(items)-n} more" if len(items) > n else "")
 
-# %% ../nbs/00_core.ipynb #2e40f04b
+# %% ../nbs/00_core.ipynb #d4d578bc
 def new_file(
     path, # Where a file shall be written
 ) -> Path:
@@ -43,7 +43,7 @@ def new_file(
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror}); name a file in a folder you may write to") from e
     return path
 
-# %% ../nbs/00_core.ipynb #87fdcd0d
+# %% ../nbs/00_core.ipynb #981ad910
 def new_folder(
     path, # A folder that shall hold new files
 ) -> Path:
@@ -54,7 +54,7 @@ def new_folder(
     new_file(path/'_')
     return path
 
-# %% ../nbs/00_core.ipynb #0497940d
+# %% ../nbs/00_core.ipynb #142bb3e7
 @contextmanager
 def whole_file(
     path, # The file to write
@@ -75,7 +75,7 @@ def _umask() -> int:
     os.umask(current)
     return current
 
-# %% ../nbs/00_core.ipynb #d53f9603
+# %% ../nbs/00_core.ipynb #bc17ae05
 MISSING = '#N/A'
 
 def write_json(path, content) -> None:
@@ -86,7 +86,7 @@ def write_csv(path, rows) -> None:
     "Write the data frame `rows` to `path` as CSV, missing values as `#N/A`."
     with whole_file(path) as f: rows.to_csv(f, index=False, na_rep=MISSING, encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #9e326920
+# %% ../nbs/00_core.ipynb #98166e0d
 def read_json(path) -> dict:
     "The JSON object in the file `path`. Raises `InputError` if there is none."
     try: content = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -95,7 +95,7 @@ def read_json(path) -> dict:
     if not isinstance(content, dict): raise InputError(f"{path}: should hold a JSON object, holds a {type(content).__name__}")
     return content
 
-# %% ../nbs/00_core.ipynb #3fc39431
+# %% ../nbs/00_core.ipynb #ba991902
 def versions() -> dict:
     "The versions of Python and of the libraries that shape a result."
     found = dict(python=platform.python_version())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_rgb', 'open_photo', 'photo_fault']
 
-# %% ../nbs/01_photo.ipynb #95f2c1a7
+# %% ../nbs/01_photo.ipynb #89c4bc1f
 import io
 import os
 import warnings
@@ -19,7 +19,7 @@ from .core import InputError
 # What Pillow thinks of odd tags is no news for who tags shirts. Once and for all: photos are opened in threads, and a filter set within one would leak into others.
 warnings.filterwarnings('ignore', module='PIL')
 
-# %% ../nbs/01_photo.ipynb #43be6842
+# %% ../nbs/01_photo.ipynb #1122b73f
 def to_rgb(
     image:Image.Image, # In any mode
 ) -> Image.Image:
@@ -39,7 +39,7 @@ def _grey_to_8_bits(image):
     scale = 1/257 if image.mode.startswith('I;16') or top > 255 else 255 if image.mode == 'F' and top <= 1 else 1
     return Image.fromarray((grey*scale).clip(0, 255).round().astype(np.uint8))
 
-# %% ../nbs/01_photo.ipynb #3afcffe0
+# %% ../nbs/01_photo.ipynb #7c8e154f
 def open_photo(
     source, # A path, the bytes of a file, a Pillow image, or a uint8 array of shape (height, width[, 3 or 4])
 ) -> Image.Image:
@@ -55,7 +55,7 @@ def open_photo(
     except FileNotFoundError as e: raise InputError(f"{name}: no such file") from e
     except Exception as e: raise InputError(f"{name}: cannot be read as an image ({_reason(source, e)})") from e
 
-# %% ../nbs/01_photo.ipynb #cc82e333
+# %% ../nbs/01_photo.ipynb #1cac13f2
 def _reason(source, error) -> str:
     if isinstance(source, Path):
         if source.is_dir(): return "it is a folder"
@@ -69,7 +69,7 @@ def _open_array(array):
                          f"this one has type {array.dtype} and shape {array.shape}")
     return to_rgb(Image.fromarray(array))
 
-# %% ../nbs/01_photo.ipynb #a0f4f820
+# %% ../nbs/01_photo.ipynb #0a815531
 def photo_fault(
     path, # A file
 ) -> str|None:

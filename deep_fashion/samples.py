@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLE_CLASSES', 'draw_garment', 'make_samples', 'add_faults']
 
-# %% ../nbs/02_samples.ipynb #d93859e8
+# %% ../nbs/02_samples.ipynb #32722cae
 import json
 import math
 import random
@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .core import MISSING, InputError, new_folder, write_csv, write_json
 
-# %% ../nbs/02_samples.ipynb #40c4b524
+# %% ../nbs/02_samples.ipynb #48279cd8
 SAMPLE_CLASSES = dict(
     neck=['round', 'v-neck', 'polo', 'henley', 'hood'],
     sleeve_length=['sleeveless', 'short', 'long'],
     pattern=['solid', 'striped', 'checked', 'dotted', 'graphic'])
 
-# %% ../nbs/02_samples.ipynb #fdb87527
+# %% ../nbs/02_samples.ipynb #c1088a35
 def _cloth(pattern, size, colours, rng):
     "A canvas of `size` full of `pattern` in the two `colours`."
     width, height = size
@@ -55,7 +55,7 @@ def _graphic(draw, size, colour, rng):
     else: draw.ellipse((x-r, y-r, x+r, y+r), fill=colour)
     draw.rectangle((x-r, y+1.2*r, x+r, y+1.5*r), fill=colour)
 
-# %% ../nbs/02_samples.ipynb #6e75f37c
+# %% ../nbs/02_samples.ipynb #c1b3a305
 _TORSO = [(.36, .24), (.64, .24), (.70, .30), (.69, .88), (.31, .88), (.30, .30)]
 _ARM = [(.33, .25), (.265, .31), (.17, .80), (.24, .81), (.34, .42)]
 _SLEEVES = dict(
@@ -86,7 +86,7 @@ def _ellipse(draw, size, box, colour):
     x0, y0, x1, y1 = box
     draw.ellipse((x0*size[0], y0*size[1], x1*size[0], y1*size[1]), fill=colour)
 
-# %% ../nbs/02_samples.ipynb #28349a34
+# %% ../nbs/02_samples.ipynb #ebc56b40
 def _draw_hood_behind_head(draw, size, trim): _ellipse(draw, size, (.34, .00, .66, .30), trim)
 
 def _draw_neck(draw, neck, size, skin, trim):
@@ -107,7 +107,7 @@ def _draw_neck(draw, neck, size, skin, trim):
         draw.rectangle((size[0]*.465, size[1]*.28, size[0]*.535, size[1]*.53), fill=trim)
         for y in (.32, .38, .44, .50): _ellipse(draw, size, (.488, y-.009, .512, y+.009), 'white')
 
-# %% ../nbs/02_samples.ipynb #15c89a8f
+# %% ../nbs/02_samples.ipynb #ea4e870a
 def draw_garment(
     neck:str, # One of `SAMPLE_CLASSES['neck']`
     sleeve_length:str, # One of `SAMPLE_CLASSES['sleeve_length']`
@@ -142,7 +142,7 @@ def draw_garment(
     if photo.random() < .3: canvas = canvas.filter(ImageFilter.GaussianBlur(1))
     return canvas.resize(size, Image.Resampling.LANCZOS)
 
-# %% ../nbs/02_samples.ipynb #e761e761
+# %% ../nbs/02_samples.ipynb #59154a6c
 def make_samples(
     folder, # Where to write; made if missing, has to be empty
     n:int=300, # Number of photos, at least 1
@@ -172,7 +172,7 @@ def make_samples(
     write_json(folder/'names.json', names)
     return folder
 
-# %% ../nbs/02_samples.ipynb #fe382c90
+# %% ../nbs/02_samples.ipynb #9240b13a
 def add_faults(
     rows:pd.DataFrame, # `filename` and one column of codes per attribute
     names:dict, # Names of the codes, per attribute

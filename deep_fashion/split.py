@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRODUCT_PATTERN', 'product_of', 'products_of', 'random_valid', 'column_valid', 'split_table']
 
-# %% ../nbs/07_split.ipynb #82fed832
+# %% ../nbs/07_split.ipynb #980f318e
 import re
 import warnings
 from dataclasses import replace
@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from .core import InputError, some
 from .table import Table, as_label
 
-# %% ../nbs/07_split.ipynb #fe8ac10b
+# %% ../nbs/07_split.ipynb #078f054d
 PRODUCT_PATTERN = r'(\d+)[-_]\d+\.\w+$'
 _MOST_PHOTOS = 50
 
@@ -41,7 +41,7 @@ def products_of(
     products = rows[group_column].map(as_label)
     return products.where(products.notna(), rows.filename)
 
-# %% ../nbs/07_split.ipynb #76d0bcc9
+# %% ../nbs/07_split.ipynb #32fbb22b
 def _rarest_label(rows, attributes, products):
     "The rarest label of each product as attribute and class, as a series over the products."
     labels = pd.concat([pd.DataFrame(dict(product=products, attribute=a, label=rows[a])) for a in attributes]).dropna()
@@ -50,7 +50,7 @@ def _rarest_label(rows, attributes, products):
     labels = labels.sort_values(['count', 'attribute', 'label'], kind='stable').drop_duplicates('product').set_index('product')
     return (labels.attribute + '=' + labels.label).reindex(products.unique(), fill_value='').sort_index()
 
-# %% ../nbs/07_split.ipynb #8f7e3950
+# %% ../nbs/07_split.ipynb #03977e6f
 def random_valid(
     table:Table, # Clean rows
     products:pd.Series, # The product of each row
@@ -68,7 +68,7 @@ def random_valid(
     _, valid = train_test_split(free.index.to_numpy(), test_size=n_valid, stratify=stratify, random_state=seed)
     return products.isin(set(valid))
 
-# %% ../nbs/07_split.ipynb #f0bed6b3
+# %% ../nbs/07_split.ipynb #0bea5ed9
 _VALID_WORDS, _TRAIN_WORDS = {'1', 'true', 'yes', 'valid', 'validation', 'val', 'test'}, {'0', 'false', 'no', 'train', 'training'}
 
 def column_valid(
@@ -86,7 +86,7 @@ def _both_sides(valid, where):
         raise InputError(f"{where} leaves no photo for {'training' if valid.all() else 'validation'}; both need some")
     return valid
 
-# %% ../nbs/07_split.ipynb #7d402823
+# %% ../nbs/07_split.ipynb #0ddd657d
 def split_table(
     table:Table, # Clean rows
     valid_pct:float=.2, # Share of the products set aside

@@ -6,7 +6,7 @@
 __all__ = ['DEEPFASHION_TYPES', 'read_csv', 'as_label', 'label_name', 'Table', 'sort_labels', 'read_names', 'inside_folder',
            'clean_rows', 'read_table', 'correct_table', 'read_deepfashion']
 
-# %% ../nbs/03_table.ipynb #ad25342d
+# %% ../nbs/03_table.ipynb #89c7a18f
 import os
 import posixpath
 import re
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .core import MISSING, InputError, read_json, some
 from .photo import photo_fault
 
-# %% ../nbs/03_table.ipynb #e179c6b3
+# %% ../nbs/03_table.ipynb #3393c2e4
 def read_csv(
     csv_path, # A CSV file in UTF-8, separated by commas
 ) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def _separator_hint(rows):
     separators = [name for mark, name in ((';', 'semicolons'), ('\t', 'tabs')) if mark in rows.columns[0]]
     return f" (separated by {separators[0]}? save it with commas)" if separators else ""
 
-# %% ../nbs/03_table.ipynb #70157cb8
+# %% ../nbs/03_table.ipynb #4aa63429
 _GAPS = {'', '#n/a', '#na', 'n/a', 'na', 'nan', '-nan', '<na>', 'null'}
 
 def as_label(
@@ -58,7 +58,7 @@ def as_label(
     if text.lower() in _GAPS: return None
     return re.sub(r'^(-?\d+)\.0*$', r'\1', text)
 
-# %% ../nbs/03_table.ipynb #4030bfc5
+# %% ../nbs/03_table.ipynb #6557f3b4
 def label_name(
     names:dict, # attribute -> label -> name
     attribute:str, # The attribute
@@ -101,7 +101,7 @@ def sort_labels(
     try: return sorted(labels, key=float)
     except ValueError: return sorted(labels)
 
-# %% ../nbs/03_table.ipynb #c263b4df
+# %% ../nbs/03_table.ipynb #d9d033dd
 def read_names(
     path, # A JSON file: attribute -> label -> name
 ) -> dict:
@@ -111,7 +111,7 @@ def read_names(
         if not isinstance(labels, dict): raise InputError(f'{path}: {attribute!r} should map labels to names, as in {{"neck": {{"0": "henley"}}}}')
     return {attribute: {as_label(label): str(name) for label, name in labels.items()} for attribute, labels in names.items()}
 
-# %% ../nbs/03_table.ipynb #3e93f69c
+# %% ../nbs/03_table.ipynb #76dcea07
 def _merge_duplicates(rows, attributes):
     "One row per photo; what was merged as (line, filename, reason). The index of `rows` is the line in the file."
     dropped, merged = [], {}
@@ -129,7 +129,7 @@ def _merge_duplicates(rows, attributes):
     for (line, attribute), label in merged.items(): rows.at[line, attribute] = label
     return rows, dropped
 
-# %% ../nbs/03_table.ipynb #bcc07637
+# %% ../nbs/03_table.ipynb #4a5b02ad
 def inside_folder(
     filename:str, # A path relative to a folder
 ) -> bool:
@@ -146,7 +146,7 @@ def _fault(img_dir, filename):
     reason = photo_fault(path)
     return reason and f"unreadable image: {reason}"
 
-# %% ../nbs/03_table.ipynb #71b2ff13
+# %% ../nbs/03_table.ipynb #3c074413
 def clean_rows(
     rows:pd.DataFrame, # As `read_csv` gives them
     attributes:list, # The columns that hold labels
@@ -165,7 +165,7 @@ def clean_rows(
     dropped = pd.DataFrame(sorted(dropped), columns=['line', 'filename', 'reason'])
     return rows[~bad].reset_index(drop=True), dropped
 
-# %% ../nbs/03_table.ipynb #fb786fad
+# %% ../nbs/03_table.ipynb #9010613d
 _RESERVED = dict(mean="the mean over all attributes is called so; rename it", is_valid="it says which photos are for validation; give it as valid_column")
 
 def read_table(
@@ -206,7 +206,7 @@ def _check_labels(labels, attribute, source):
     if classes > 100 and classes > n/2:
         raise InputError(f"{source}: column {attribute!r} has {classes} different values in {n} rows, so it is no categorical attribute; name the attributes")
 
-# %% ../nbs/03_table.ipynb #90557979
+# %% ../nbs/03_table.ipynb #5aacab79
 def correct_table(
     table:Table, # Clean rows
     csv_path, # A CSV file with `filename` and any of the attributes, filled in where a person has looked
@@ -228,7 +228,7 @@ def correct_table(
     dropped = dropped.assign(reason=f'{Path(csv_path).name}: ' + dropped.reason)
     return replace(table, rows=corrected, dropped=pd.concat([table.dropped, dropped], ignore_index=True))
 
-# %% ../nbs/03_table.ipynb #f8f1c6b5
+# %% ../nbs/03_table.ipynb #734cfebf
 DEEPFASHION_TYPES = ['texture', 'sleeve_length', 'dress_length', 'neckline', 'fabric', 'fit']
 
 def read_deepfashion(

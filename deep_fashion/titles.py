@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['title_words', 'lowest_precision', 'TitleWords', 'cross_validate_titles', 'TitleLabel', 'label_by_titles']
 
-# %% ../nbs/04_titles.ipynb #1b842a0e
+# %% ../nbs/04_titles.ipynb #a2d4e06f
 import re
 from collections import Counter, defaultdict
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-# %% ../nbs/04_titles.ipynb #b6dc3660
+# %% ../nbs/04_titles.ipynb #0390a449
 def title_words(
     title:str, # A title, or a file name that holds one
 ) -> set:
@@ -21,7 +21,7 @@ def title_words(
     words = [w for w in re.split(r'[^a-z]+', re.sub(r'\.\w{1,5}$', '', title).lower()) if len(w) > 2 and not re.fullmatch('[a-f]+', w)]
     return {*words, *map(' '.join, zip(words, words[1:]))}
 
-# %% ../nbs/04_titles.ipynb #a5bdc4c2
+# %% ../nbs/04_titles.ipynb #9a94cb50
 def lowest_precision(
     right, # Number of right decisions
     photos, # Number of decisions
@@ -32,7 +32,7 @@ def lowest_precision(
     share = right/photos
     return np.maximum((share + z*z/2/photos - z*np.sqrt(share*(1 - share)/photos + z*z/4/photos**2))/(1 + z*z/photos), 0)
 
-# %% ../nbs/04_titles.ipynb #621a1f6e
+# %% ../nbs/04_titles.ipynb #a20f8993
 class TitleWords:
     "Labels from titles, where they are clear."
     def __init__(self,
@@ -67,7 +67,7 @@ class TitleWords:
         spoken = {self._label[word] for word in words if word in self._label}
         return spoken.pop() if len(spoken) == 1 else None
 
-# %% ../nbs/04_titles.ipynb #c5811860
+# %% ../nbs/04_titles.ipynb #94d732bd
 def cross_validate_titles(
     titles, # Titles, or file names
     labels, # The label of each, None or NaN where missing
@@ -86,7 +86,7 @@ def cross_validate_titles(
     said = spoken.notna()
     return dict(photos=len(rows), coverage=float(said.mean()), precision=float((spoken == rows.label)[said].mean()) if said.any() else None)
 
-# %% ../nbs/04_titles.ipynb #e404af6c
+# %% ../nbs/04_titles.ipynb #2af900c7
 class TitleLabel(str):
     "A label that a title speaks for, where nobody gave one."
 
