@@ -29,6 +29,8 @@ def _batch_options(parser, batch_size):
     parser.add_argument('-bs', '--batch_size', type=int, default=batch_size, metavar='N', help="photos per batch (default: %(default)s)")
     parser.add_argument('-nw', '--num_workers', type=int, metavar='N', help="processes that open photos (default: one per core)")
 
+def _precision_option(parser): parser.add_argument('--bfloat16', action=argparse.BooleanOptionalAction, help="compute in 16 bits (default: where that is faster)")
+
 def _product_options(parser):
     parser.add_argument('--group_column', metavar='COLUMN', help="column that names the product a photo shows; products are never split")
     parser.add_argument('--group_pattern', metavar='REGEX', help="pattern on the file name whose first group is the product (default: digits before the last number)")
@@ -76,6 +78,9 @@ def _add_train(commands):
     parser.add_argument('--weights', metavar='PATH', help="start from these weights of the same architecture, .pth or .safetensors, or from the body of an earlier run, runs/NAME")
     parser.add_argument('--views', choices=['whole', 'garment'], help="what the body sees: the photo, or also its upper half, collar and chest enlarged (default: garment for fitted heads, else whole)")
     parser.add_argument('--size', metavar='N', help="input size in pixels, a side or HEIGHTxWIDTH (default: 224, with several views 480x360)")
+    parser.add_argument('--photo_cache', action=argparse.BooleanOptionalAction, default=True, help="keep resized photos for later epochs and runs (default: yes)")
+    parser.add_argument('--feature_variants', type=int, default=4, metavar='N', help="augmented variants of each photo that a frozen body looks at, once; 0: in every epoch anew (default: %(default)s)")
+    _precision_option(parser)
     parser.add_argument('--missing', choices=['mask', 'class'], default='mask', help="a missing label is left out of loss and scores, or is a class of its own (default: %(default)s)")
     parser.add_argument('--catch_all', default='auto', metavar='X', help="a class that only means nobody looked: auto (found and treated as missing), class (kept), or per attribute as in neck=6,pattern=class (default: %(default)s)")
     parser.add_argument('--titles', action=argparse.BooleanOptionalAction, default=True, help="learn from titles what missing labels would be, where that proves right (default: yes)")
@@ -142,11 +147,12 @@ def _add_tag(commands):
     parser.add_argument('--min_precision', type=float, metavar='X', help="leave open what is less sure than this share of right tags needs, such as 0.95; photos to look at go to <out>.review.csv, which train takes back as --corrections")
     _evidence_options(parser)
     _batch_options(parser, 32)
+    _precision_option(parser)
     parser.set_defaults(run=_tag)
 
 def _tag(args):
     from deep_fashion.tagger import tag
-    tagged, unreadable, thresholds = tag(args.model, args.img_dir, args.out_csv, args.csv_path, args.batch_size, args.num_workers, args.min_precision, **_evidence(args))
+    tagged, unreadable, thresholds = tag(args.model, args.img_dir, args.out_csv, args.csv_path, args.batch_size, args.num_workers, args.bfloat16, args.min_precision, **_evidence(args))
     print(f"{tagged} photos tagged: {args.out_csv}")
     if args.min_precision is not None:
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_sure(row, tagged, args.min_precision)}")
@@ -176,12 +182,31 @@ def _add_evaluate(commands):
     parser.add_argument('--out', metavar='JSON', help="new file for the scores")
     _evidence_options(parser)
     _batch_options(parser, 32)
+    _precision_option(parser)
     parser.set_defaults(run=_evaluate)
 
 def _evaluate(args):
     from deep_fashion.report import scores_as_text
     from deep_fashion.tagger import evaluate
-    print(scores_as_text(evaluate(args.model, args.csv_path, args.img_dir, args.out, args.batch_size, args.num_workers, **_evidence(args))))
+    print(scores_as_text(evaluate(args.model, args.csv_path, args.img_dir, args.out, args.batch_size, args.num_workers, args.bfloat16, **_evidence(args))))
+
+# %% ../nbs/23_cli.ipynb #eec6dae7
+def _add_convert(commands):
+    parser = commands.add_parser('convert', help="make a tagger faster on processors", description="Convert a tagger for OpenVINO, in 8 bits or in 16, and say how many labels stay the same. Needs the extra: pip install 'deep_fashion[fast]'.")
+    _model_option(parser)
+    parser.add_argument('--img_dir', required=True, metavar='DIR', help="folder of photos like those to be tagged; no labels are needed")
+    parser.add_argument('--csv_path', metavar='CSV', help="table whose column 'filename' lists the photos (default: every image in the folder)")
+    parser.add_argument('--out', required=True, metavar='PKL', help="new file for the converted tagger")
+    parser.add_argument('--precision', choices=['bfloat16', 'int8'], default='int8', help="bits the network computes in (default: %(default)s)")
+    parser.add_argument('--photos', type=int, default=300, metavar='N', help="photos to measure on, and as many again to compare on (default: %(default)s)")
+    parser.add_argument('--random_seed', type=int, default=42, metavar='N', help="the same seed takes the same photos (default: %(default)s)")
+    parser.set_defaults(run=_convert)
+
+def _convert(args):
+    from deep_fashion.convert import convert_tagger
+    agreement = convert_tagger(args.model, args.img_dir, args.out, args.precision, args.csv_path, args.photos, args.random_seed)
+    for attribute, row in agreement.iterrows(): print(f"{attribute}: {row.agreement:.1%} of the labels are those of 32 bits, on {int(row.photos)} photos it was not measured on")
+    print(f"converted: {args.out}")
 
 # %% ../nbs/23_cli.ipynb #a67f0118
 def _add_demo(commands):
@@ -201,7 +226,7 @@ def command_parser() -> argparse.ArgumentParser:
                                      epilog="'deep_fashion COMMAND --help' tells the options of a command.")
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_analyze, _add_train, _add_evaluate, _add_test, _add_tag, _add_demo): add(commands)
+    for add in (_add_analyze, _add_train, _add_evaluate, _add_test, _add_tag, _add_convert, _add_demo): add(commands)
     return parser
 
 def main(

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from .learner import AttributeLearner
 from .metrics import without_missing
-from .model import fast_inference
 from .scores import calibrated_loss, fit_temperatures
+from .speed import fast_inference
 from .titles import TitleWords, cross_validate_titles
 
 # %% ../nbs/16_heads.ipynb #77a29410

@@ -14,7 +14,9 @@ from fastai.vision.all import *
 from .core import InputError
 from .data import Attributes, AttributeVocab, Photo, TensorAttributes
 from .metrics import AttributeLoss, attribute_metrics, without_missing
-from .model import AttributeModel, arch_stats, body_splitter, fast_inference, keep_freed_memory, split_logits, trained_body, views_named
+from .memory import FrozenFeatures, PhotosOnDevice
+from .model import AttributeModel, arch_stats, body_splitter, split_logits, trained_body, views_named
+from .speed import BFloat16, fast_inference, keep_freed_memory
 
 # %% ../nbs/15_learner.ipynb #371f6e69
 class AttributeLearner(Learner):
@@ -54,8 +56,8 @@ def compared(
     "One line per attribute: what was predicted, and what the table says where that is something else."
     return "\n".join(f"{a}: {name}" + (f" ({truth[a]}?)" if truth[a] not in (None, name) else "") for a, name in predicted.items())
 
-# %% ../nbs/15_learner.ipynb #f8762e43
-@delegates(Learner.__init__, but=['dls', 'model', 'splitter'])
+# %% ../nbs/15_learner.ipynb #e5a7f787
+@delegates(Learner.__init__, but=['dls', 'model', 'splitter', 'cbs'])
 def attribute_learner(
     dls:DataLoaders, # As `attribute_dls` makes them
     arch:str='resnet18', # Name of an architecture of torchvision or timm
@@ -66,19 +68,27 @@ def attribute_learner(
     metrics=None, # Default: `attribute_metrics`
     views:str='whole', # What the body sees: the photo as it is, or parts of it too (a key of `VIEWS`)
     mirrored:bool=False, # In use, average over the photo and its mirror image
+    cbs=None, # Further callbacks
+    train_bn:bool=False, # Train the batch normalisation of a frozen body
+    feature_variants:int=4, # Augmented variants of each photo whose features are kept while the body is frozen; 0: compute them in every epoch
+    bfloat16:bool=None, # Train in bfloat16 (default: where `trains_faster_in_bfloat16`)
+    channels_last:bool=True, # Pixels with their channels side by side
+    freed_memory:bool=True, # Keep memory that was freed, as `keep_freed_memory` has it
     **kwargs,
 ) -> AttributeLearner:
     """A learner with one body and one head per attribute of `dls.vocab`.
 
     Raises `InputError` if the architecture is unknown, its weights cannot be had, or there is nothing to learn."""
-    keep_freed_memory()
+    if freed_memory: keep_freed_memory()
     vocab = dls.vocab
     if max(vocab.sizes) < 2: raise InputError(f"nothing to learn: every attribute has one class only ({', '.join(f'{a}: {vocab.class_names(a)[0]}' for a in vocab.attributes)})")
-    body = trained_body(arch, pretrained).to(memory_format=torch.channels_last)
+    body = trained_body(arch, pretrained)
+    if channels_last: body = body.to(memory_format=torch.channels_last)
     _normalise(dls, arch_stats(arch))
     model = AttributeModel(body, vocab.sizes, dropout, views_named(views), mirrored)
+    cbs = [BnFreeze() if not train_bn else None, BFloat16(bfloat16), PhotosOnDevice(), FrozenFeatures(feature_variants), *L(cbs)]
     learn = AttributeLearner(dls, model, loss_func=loss_func or AttributeLoss(vocab.sizes, attribute_weights), splitter=body_splitter,
-                             metrics=attribute_metrics(vocab) if metrics is None else metrics, **kwargs)
+                             metrics=attribute_metrics(vocab) if metrics is None else metrics, cbs=[cb for cb in cbs if cb], train_bn=train_bn, **kwargs)
     learn.majority = majority_classes(dls.train.items, vocab)
     if pretrained: learn.freeze()
     return learn

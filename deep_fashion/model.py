@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'VIEWS', 'offline_file', 'arch_source', 'arch_stats', 'read_weights',
            'create_backbone', 'default_arch', 'split_body', 'features_of', 'trained_body', 'View', 'views_named',
-           'AttributeModel', 'split_logits', 'EnsembleModel', 'keep_freed_memory', 'has_fast_bfloat16',
-           'fast_inference', 'body_splitter']
+           'AttributeModel', 'split_logits', 'EnsembleModel', 'body_splitter']
 
-# %% ../nbs/11_model.ipynb #23675b47
-import ctypes
+# %% ../nbs/11_model.ipynb #e5953eee
 import warnings
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -226,7 +223,7 @@ def views_named(
 
 # %% ../nbs/11_model.ipynb #2ef5f47c
 class AttributeModel(nn.Module):
-    "A body, a pooling and one head per attribute. Photos (batch, 3, height, width) to logits (batch, sum of `sizes`)."
+    "A body, a pooling and one head per attribute. Photos (batch, 3, height, width), or their features (batch, n_features), to logits (batch, sum of `sizes`)."
     def __init__(self,
         body:nn.Module, # Photos to features
         sizes:list, # Number of classes of every attribute
@@ -250,9 +247,10 @@ class AttributeModel(nn.Module):
         return torch.cat([self.pool(self.body(view.contiguous(memory_format=torch.channels_last))) for view in seen], dim=1)
 
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
-        logits = self.logits(self.features(photos))
+        seen_before = photos.ndim == 2
+        logits = self.logits(photos.float() if seen_before else self.features(photos))
         if self.training: return logits
-        if self.mirrored: logits = (logits + self.logits(self.features(photos.flip(-1))))/2
+        if self.mirrored and not seen_before: logits = (logits + self.logits(self.features(photos.flip(-1))))/2
         return logits/self.temperatures_of_outputs()
 
     def temperatures_of_outputs(self) -> torch.Tensor:
@@ -283,34 +281,6 @@ class EnsembleModel(nn.Module):
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
         logits = torch.stack([model(photos) for model in self.models]).mean(0)
         return logits/self.temperatures.repeat_interleave(torch.tensor(self.sizes, device=logits.device))
-
-# %% ../nbs/11_model.ipynb #035a3d25
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3 # of mallopt, in malloc.h
-
-@cache
-def keep_freed_memory() -> bool: # Whether there is a glibc to tell
-    "Let the C library keep freed memory for the next batch."
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError): return False
-    return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
-
-# %% ../nbs/11_model.ipynb #24de1bd5
-def has_fast_bfloat16(
-    device:torch.device, # Where the network is
-) -> bool:
-    "Whether the device computes in bfloat16 by instructions of its own."
-    device = torch.device(device)
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
-    return device.type == 'cpu' and supported is not None and supported()
-
-def fast_inference(
-    device:torch.device, # Where the network is
-) -> torch.autocast:
-    "A context in which the network computes in bfloat16, where that is fast."
-    device = torch.device(device)
-    keep_freed_memory()
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 # %% ../nbs/11_model.ipynb #936659cf
 def body_splitter(

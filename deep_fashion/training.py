@@ -24,11 +24,12 @@ from .data import attribute_dls, input_size
 from .heads import cross_validate_heads, fit_heads, fold_of, head_logits, photo_features
 from .learner import attribute_learner, majority_classes
 from .metrics import AttributeLoss, score_table
-from .model import EnsembleModel, default_arch, fast_inference, split_logits
+from .model import EnsembleModel, default_arch, split_logits
 from .phases import RunCheckpoint, find_learning_rate, fit_phases, load_checkpoint, training_phases
 from .report import confusions_as_dict, plot_history, scores_as_dict
 from .samples import draw_garment, make_samples
 from .scores import confidences_of, detailed_scores, fit_temperatures
+from .speed import fast_inference
 from .split import products_of, split_table
 from .table import correct_table, read_table
 from .tagger import combine_titles, learn_titles, tag_photo
@@ -148,9 +149,11 @@ def _learner(table, products, titles, plan, settings):
         filled, precisions = label_by_titles(rows[train], table.attributes, titles[train], products[train])
         rows = pd.concat([filled, rows[~train]]).loc[rows.index]
     workers = {} if settings['num_workers'] is None else dict(num_workers=settings['num_workers'])
-    dls = attribute_dls(replace(table, rows=rows), settings['missing'], plan['size'], settings['batch_size'], **workers)
+    dls = attribute_dls(replace(table, rows=rows), settings['missing'], plan['size'], settings['batch_size'],
+                        cache=settings['photo_cache'] and not plan['fit_heads'], **workers) # fitted heads look once
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions[a] for a in table.attributes])
-    return attribute_learner(dls, plan['arch'], settings['weights'] or settings['pretrained'], views=plan['views'], mirrored=plan['fit_heads'], loss_func=loss)
+    return attribute_learner(dls, plan['arch'], settings['weights'] or settings['pretrained'], views=plan['views'], mirrored=plan['fit_heads'], loss_func=loss,
+                             feature_variants=settings['feature_variants'], bfloat16=settings['bfloat16'])
 
 def _trained(learn, checkpoint_path, history_path, plan, settings, rate, keep='best'):
     "Train the layers of `learn`, from where an earlier run was stopped. The logits of the validation photos, their rows, and what was kept."
@@ -199,6 +202,9 @@ def train_tagger(
     views:str=None, # 'garment': the photo, its upper half, collar and chest; or 'whole' (default: 'garment' for fitted heads)
     size=None, # Input size in pixels, a side or (height, width) (default: 224, with several views 480 x 360)
     freeze_epochs:int=1, # Epochs with the heads alone, before the others
+    photo_cache:bool=True, # Keep resized photos for later epochs and runs
+    feature_variants:int=4, # Augmented variants of each photo that a frozen body looks at, once; 0: in every epoch anew
+    bfloat16:bool=None, # Train in bfloat16 (default: where it is faster)
     folds:int=None, # Cross-validate over so many parts of the products, and keep the mean of all (default: 5 for fitted heads)
     valid_pct:float=None, # Share of the products set aside for validation (default: .2, without folds)
     valid_column:str=None, # Column that says which rows are for validation
@@ -253,7 +259,7 @@ def _plain(value):
 def _products(rows, settings): return products_of(rows, settings['group_column'], settings['group_pattern'])
 
 def _check_settings(settings):
-    limits = dict(epochs=0, freeze_epochs=0, batch_size=2, num_workers=0, folds=1)
+    limits = dict(epochs=0, freeze_epochs=0, feature_variants=0, batch_size=2, num_workers=0, folds=1)
     for name, least in limits.items():
         value = settings[name]
         if value is not None and value < least: raise InputError(f"{name} is at least {least}, not {value}")

@@ -1,0 +1,118 @@
+"""How many times as fast as plain PyTorch: `python benchmarks/speed.py [--csv_path CSV --img_dir DIR]`.
+
+Every figure is a ratio of two things measured in one run, one after the other, several times; the table gives the median
+and the range. Writes `speed.json` and `speed.png` to `--out`. Without a table it draws sample photos."""
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+
+
+def measured(script, *words):
+    "What a measurement in a process of its own prints."
+    done = subprocess.run([sys.executable, HERE / script, *map(str, words)], capture_output=True, text=True)
+    if done.returncode: sys.exit(f"{script} {' '.join(map(str, words))} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def seconds_of(*command):
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def ratio(title, ours, plain, pairs):
+    "Median, lowest and highest of `ours`/`plain` over paired measurements."
+    found = []
+    for _ in range(pairs):
+        base, fast = plain(), ours()
+        found.append({"plain": base, "ours": fast, "ratio": fast / base})
+        print(f"  {title}: {fast:.1f} / {base:.1f} = {fast / base:.2f}", file=sys.stderr)
+    ratios = [pair["ratio"] for pair in found]
+    return {"what": title, "ratio": median(ratios), "lowest": min(ratios), "highest": max(ratios), "pairs": found}
+
+
+def rows_of(args, folder):
+    "All comparisons."
+    photos = ("--csv_path", args.csv_path, "--img_dir", args.img_dir)
+    limit = ("--limit", args.limit)
+    measured("ours.py", "export", *photos, "--model", folder)
+    better = max((1, 32), key=lambda size: measured("plain.py", "predict", *photos, "--limit", 300, "--batch_size", size)["photos_per_second"])
+
+    def plain(*words): return lambda: measured("plain.py", *words, *photos, *limit)["photos_per_second"]
+    def ours(*words): return lambda: measured("ours.py", *words, *photos, *limit)["photos_per_second"]
+
+    yield ratio("training, all layers", ours("train", "--cache", folder / "cache"), plain("train"), args.pairs)
+    # The baseline's frozen epochs are alike; two of them tell the rate of twenty.
+    yield ratio("training, frozen body, 20 epochs", ours("frozen", "--epochs", 20, "--cache", folder / "cache"), plain("train", "--frozen", "--epochs", 2), args.pairs)
+    for title, name in (("tagging, PyTorch", "pytorch"), ("tagging, OpenVINO 16 bits", "bfloat16"), ("tagging, OpenVINO 8 bits", "int8")):
+        yield ratio(title, ours("tag", "--model", folder / f"{name}.pkl"), plain("predict", "--batch_size", better), args.pairs)
+    command = [sys.executable, "-c", "from deep_fashion.cli import main; main(['--help'])"]
+    yield ratio("deep_fashion --help, rate beside importing fastai", lambda: 1 / seconds_of(*command), lambda: 1 / seconds_of(sys.executable, "-c", "import fastai.vision.all"), args.pairs)
+
+
+def as_table(rows):
+    lines = ["| what | times as fast | range |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['ratio']:.1f} | {row['lowest']:.1f} to {row['highest']:.1f} |" for row in rows]
+    return "\n".join(lines)
+
+
+def plot(rows, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
+    names, values = [row["what"] for row in rows], [row["ratio"] for row in rows]
+    spread = [[row["ratio"] - row["lowest"] for row in rows], [row["highest"] - row["ratio"] for row in rows]]
+    bars = ax.barh(names, values, xerr=spread, color="#4c72b0", ecolor="#333333", capsize=3)
+    ax.bar_label(bars, [f"{value:.1f}x" for value in values], padding=14)
+    ax.axvline(1, color="#333333", linewidth=1)
+    ax.set(xlabel="times as fast as plain PyTorch on the same machine", xlim=(0, max(row["highest"] for row in rows) * 1.15))
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def processor():
+    "The processor's name, where the system tells it."
+    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError: return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--csv_path", help="a table with filename and attributes (default: sample photos are drawn)")
+    parser.add_argument("--img_dir")
+    parser.add_argument("--pairs", type=int, default=3, help="paired measurements of each figure (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=600, help="photos of each measurement (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    if bool(args.csv_path) != bool(args.img_dir): parser.error("--csv_path and --img_dir belong together")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if not args.csv_path:
+            from deep_fashion.samples import make_samples
+
+            make_samples(folder / "samples", n=args.limit)
+            args.csv_path, args.img_dir = folder / "samples" / "attributes.csv", folder / "samples" / "images"
+        rows = list(rows_of(args, folder))
+    args.out.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    facts = {"processor": processor(), "cores": torch.get_num_threads(), "torch": torch.__version__, "bfloat16": torch.cpu._is_avx512_bf16_supported(), "pairs": args.pairs, "photos": args.limit}
+    (args.out / "speed.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    plot(rows, args.out / "speed.png")
+    print(as_table(rows))
+
+
+if __name__ == "__main__": main()
