@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'Squeeze',
-           'PhotoDL', 'TensorDL', 'PhotoBlock', 'photo_augmentation', 'RowLabels', 'attribute_block', 'input_size',
-           'attribute_dls']
+           'PhotoDL', 'TensorDL', 'PhotoBlock', 'InTraining', 'photo_augmentation', 'RowLabels', 'attribute_block',
+           'input_size', 'attribute_dls']
 
 # %% ../nbs/09_data.ipynb #5d9bf515
 import warnings
@@ -185,9 +185,17 @@ def PhotoBlock() -> TransformBlock:
     "A `TransformBlock` for photos."
     return TransformBlock(type_tfms=Photo.create, batch_tfms=IntToFloatTensor, dl_type=PhotoDL)
 
+class InTraining(DisplayedTransform):
+    "Augmentation of whole batches, in training only. (fastai's affine transform runs in validation too, and changes nothing there but the time.)"
+    split_idx, order = 0, 30 # as fastai's own: after bytes became floats
+    def __init__(self,
+        transforms:list, # As `aug_transforms` makes them
+    ): self.transforms = Pipeline(transforms, split_idx=0)
+    def encodes(self, photos:TensorImage): return self.transforms(photos)
+
 def photo_augmentation() -> list:
     "Random mirroring, slight turning, zoom and light, on whole batches."
-    return aug_transforms(max_rotate=5., max_zoom=1.1, max_warp=0., max_lighting=.2)
+    return [InTraining(aug_transforms(max_rotate=5., max_zoom=1.1, max_warp=0., max_lighting=.2))]
 
 class RowLabels:
     "The labels of a row as a list, of one attribute too (`ColReader` would give its text)."

@@ -26,16 +26,22 @@ class FrozenFeatures(Callback):
         variants:int=4, # Augmented variants of every training photo; 0 computes features in every epoch
     ): self.variants, self.state, self.loaders = variants, None, {}
 
+    def before_fit(self):
+        if not self.is_frozen() or not self.belongs(): self.forget()
+
     def before_train(self):
-        if not self.belongs(): self.forget()
         variants = self.wanted()
         if variants: self.compute(variants)
         self.exchange()
 
+    def is_frozen(self) -> bool:
+        "Whether there is a body, and nothing of it is trained."
+        body = getattr(self.model, 'body', None)
+        return body is not None and not any(p.requires_grad for p in body.parameters())
+
     def wanted(self) -> int:
         "How many variants of every training photo there should be."
-        body = getattr(self.model, 'body', None)
-        if body is None or any(p.requires_grad for p in body.parameters()) or not isinstance(self.dls.train, PhotoDL): return 0
+        if not self.is_frozen() or not isinstance(self.dls.train, PhotoDL): return 0
         # `lr_find` looks at some hundred batches: of a large table, that is not every photo once.
         if hasattr(self.learn, 'lr_finder') and self.n_epoch < 2: return 0
         photos = len(self.dls.train_ds) + len(self.dls.valid_ds)
@@ -45,16 +51,12 @@ class FrozenFeatures(Callback):
 
     def exchange(self):
         "Take the loader with features in place of the one with photos."
-        if id(self.dl) in self.loaders and self.belongs(): self.learn.dl = self.loaders[id(self.dl)]
+        self.learn.dl = self.loaders.get(id(self.dl), self.dl)
 
     def belongs(self) -> bool:
         "Whether the features are those of the body as it is, and of these photos."
-        if self.state is None or self.state[0] is not self.dls: return False
-        if _versions(self.model) == self.state[1]: return True
-        # Weights that were loaded anew may be the same.
-        if _digest(self.model) != self.state[2]: return False
-        self.state = self.dls, _versions(self.model), self.state[2]
-        return True
+        # Optimizers change weights behind the back of PyTorch's version counter, so the weights themselves are compared.
+        return self.state is not None and self.state[0] is self.dls and self.state[1] == _digest(self.model)
 
     def forget(self): self.state, self.loaders = None, {}
 
@@ -65,7 +67,7 @@ class FrozenFeatures(Callback):
         train, valid = self.dls.train, self.dls.valid
         if self.state is None:
             self.loaders = {id(valid): TensorDL(valid, *self.look(valid, 1, 'looking at validation photos'))}
-            self.state = self.dls, _versions(self.model), _digest(self.model)
+            self.state = self.dls, _digest(self.model)
         held = self.loaders.get(id(train))
         if held and len(held.inputs) >= variants: return
         self.loaders[id(train)] = TensorDL(train, *self.look(train, variants, 'looking at training photos'))
@@ -93,7 +95,6 @@ class FrozenFeatures(Callback):
     def __getstate__(self): return {**self.__dict__, 'state': None, 'loaders': {}}
 
 def _tensors(model): return [*model.body.parameters(), *model.body.buffers()]
-def _versions(model): return [(o.data_ptr(), o._version) for o in _tensors(model)]
 def _digest(model):
     digest = hashlib.blake2b()
     for o in _tensors(model): digest.update(o.detach().cpu().numpy().tobytes())
