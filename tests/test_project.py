@@ -43,5 +43,5 @@ def test_walkthrough_runs_on_real_data(real_data):
     nbdev_test = Path(sys.executable).parent / "nbdev_test"
     if not nbdev_test.exists(): pytest.skip("the extra 'dev' is not installed")
     environment = {**os.environ, "DEEP_FASHION_DATA": str(real_data / "flixstock"), "DEEP_FASHION_EPOCHS": "1"}
-    ran = subprocess.run([nbdev_test, "--path", "nbs/24_walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ran = subprocess.run([nbdev_test, "--path", "nbs/27_walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
