@@ -119,7 +119,7 @@ def _print_run(run):
     print(scores_as_text(pd.DataFrame({**metrics['attributes'], 'mean': metrics['mean']}).T.rename_axis('attribute').astype({'photos': int})))
     if folds > 1: print("\nmean over the folds: " + ", ".join(f"{title} {s['mean']:.3f} ({s['lowest']:.3f} to {s['highest']:.3f})" for title, s in (('accuracy', metrics['folds']['accuracy']), ('macro-F1', metrics['folds']['macro_f1']))))
     if 'with_titles' in metrics: print(f"with titles too (--use_titles): accuracy {metrics['with_titles']['mean']['accuracy']:.3f}, macro-F1 {metrics['with_titles']['mean']['macro_f1']:.3f}")
-    print(f"\nwritten to {run}: {', '.join(sorted(path.name for path in run.iterdir()))}")
+    print(f"\nlook at {run/'report.html'}; written to {run}: {', '.join(sorted(path.name for path in run.iterdir()))}")
 
 # %% ../nbs/26_cli.ipynb #0165ad1c
 def _add_test(commands):
@@ -129,11 +129,12 @@ def _add_test(commands):
         _model_option(parser)
         parser.add_argument('--out_image', metavar='PNG', help="new file for the labelled picture")
         parser.add_argument('--out_csv', metavar='CSV', help="new file for the row, in the training schema")
+        parser.add_argument('--explain', action='store_true', help="draw into the labelled picture where the evidence for each attribute lies")
         parser.set_defaults(run=_test)
 
 def _test(args):
     from deep_fashion.tagger import tag_photo
-    names, indices, probabilities = tag_photo(args.model, args.input, args.out_image, args.out_csv)
+    names, indices, probabilities = tag_photo(args.model, args.input, args.out_image, args.out_csv, args.explain)
     width = max(map(len, names))
     for (attribute, name), i in zip(names.items(), indices): print(f"{attribute:{width}}  {name}  {float(probabilities[attribute][int(i)]):.0%}")
 
@@ -179,7 +180,7 @@ def _add_evaluate(commands):
     parser = commands.add_parser('evaluate', help="score a tagger on labelled photos", description="Tag labelled photos and compare: accuracy and macro-F1 per attribute with a 95 %% interval, beside always naming the commonest class of training; balanced accuracy, expected calibration error, share of photos at 95 %% precision. Missing labels are left out.")
     _model_option(parser)
     _table_options(parser)
-    parser.add_argument('--out', metavar='JSON', help="new file for the scores")
+    parser.add_argument('--out', metavar='JSON', help="new file for the scores; beside it, ending in .html, the page to look at (default: evaluation.json, or the next number that is free)")
     _evidence_options(parser)
     _batch_options(parser, 32)
     _precision_option(parser)
@@ -188,7 +189,17 @@ def _add_evaluate(commands):
 def _evaluate(args):
     from deep_fashion.report import scores_as_text
     from deep_fashion.tagger import evaluate
-    print(scores_as_text(evaluate(args.model, args.csv_path, args.img_dir, args.out, args.batch_size, args.num_workers, args.bfloat16, **_evidence(args))))
+    out = Path(args.out) if args.out else _free_name('evaluation.json')
+    print(scores_as_text(evaluate(args.model, args.csv_path, args.img_dir, out, args.batch_size, args.num_workers, args.bfloat16, **_evidence(args))))
+    print(f"look at {out.with_suffix('.html')}", file=sys.stderr)
+
+def _free_name(name):
+    "`name` in the current folder, numbered where it or its page is taken."
+    path, n = Path(name), 1
+    while path.exists() or path.with_suffix('.html').exists():
+        n += 1
+        path = Path(name).with_stem(f'{Path(name).stem}-{n}')
+    return path
 
 # %% ../nbs/26_cli.ipynb #eec6dae7
 def _add_convert(commands):

@@ -35,6 +35,8 @@ def training_phases(
     return [(name, arguments) for name, arguments in (frozen, unfrozen) if arguments['n_epoch']]
 
 # %% ../nbs/22_phases.ipynb #11c9cf59
+_MOST_STEPS = 50
+
 class RunCheckpoint(Callback):
     "Write history and checkpoint after every epoch, and start every epoch from a seed of its own."
     order = 60 # after `Recorder`, whose scores it reads
@@ -48,7 +50,9 @@ class RunCheckpoint(Callback):
         self.keep = keep
         self.checkpoint_path, self.history_path, self.seed = Path(checkpoint_path), Path(history_path), seed
         self.phase, self.start_epoch = 0, 0
-        self.rows, self.best_model = (state['history'], state['best_model']) if state else ([], None)
+        self.rows, self.best_model, self.steps = (state['history'], state['best_model'], state['steps']) if state else ([], None, [])
+
+    def before_fit(self): self.noted = 0
 
     def before_epoch(self):
         seed = hash_seed(self.seed, self.phase, self.epoch)
@@ -62,11 +66,24 @@ class RunCheckpoint(Callback):
         rank = _rank(scores)
         best = self.keep == 'last' or not self.rows or rank > max(_rank(row) for row in self.rows)
         if best: self.best_model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        self.note_batches()
         self.rows.append(dict(phase=self.phase_name, epoch=self.epoch, **scores, best=best))
-        state = dict(phase=self.phase, epoch=self.epoch, history=self.rows, model=self.model.state_dict(), best_model=self.best_model,
+        state = dict(phase=self.phase, epoch=self.epoch, history=self.rows, steps=self.steps, model=self.model.state_dict(), best_model=self.best_model,
                      optimizer=[dict(o) for o in self.opt.state_dict()['state']])
         with whole_file(self.checkpoint_path) as f: torch.save(state, f)
         write_csv(self.history_path, self.history)
+
+    def note_batches(self):
+        "Keep learning rate and loss of some of the epoch's batches."
+        rates, losses = self.recorder.lrs[self.noted:], self.recorder.losses[self.noted:]
+        self.noted += len(rates)
+        for i in np.unique(np.linspace(0, len(rates) - 1, _MOST_STEPS).astype(int)) if rates else ():
+            self.steps.append(dict(epoch=len(self.rows) + float(i/len(rates)), learning_rate=float(rates[i]), train_loss=float(losses[i])))
+
+    @property
+    def batches(self) -> pd.DataFrame: # `epoch` over all phases, with fractions, `learning_rate`, `train_loss`
+        "Learning rate and smoothed loss over the batches."
+        return pd.DataFrame(self.steps, columns=['epoch', 'learning_rate', 'train_loss'])
 
     @property
     def history(self) -> pd.DataFrame:
@@ -120,7 +137,7 @@ _SAFE_LEARNING_RATE = 1e-3
 
 def find_learning_rate(
     learn:AttributeLearner, # Fresh, its body frozen if it brings weights
-) -> float:
+) -> tuple: # The rate, and `learning_rate` and `loss` of all that were tried
     "What `lr_find` suggests, or 0.001 where its curve has no valley."
     # `lr_find` keeps the weights it starts from in a file.
     model_dir = learn.model_dir
@@ -128,4 +145,5 @@ def find_learning_rate(
         try: rate = learn.lr_find(show_plot=False).valley
         except (IndexError, ValueError): rate = _SAFE_LEARNING_RATE
     learn.model_dir = model_dir
-    return float(f'{rate:.2g}') if np.isfinite(rate) else _SAFE_LEARNING_RATE
+    tried = pd.DataFrame(dict(learning_rate=[float(o) for o in learn.recorder.lrs], loss=[float(o) for o in learn.recorder.losses]))
+    return float(f'{rate:.2g}') if np.isfinite(rate) else _SAFE_LEARNING_RATE, tried

@@ -29,12 +29,15 @@ from tqdm.auto import tqdm
 
 from .analysis import save_figure
 from .cache import resized
-from .core import MISSING, InputError, new_file, some, whole_file, write_csv, write_json
+from .core import MISSING, InputError, new_file, some, versions, whole_file, write_csv, write_json
 from .data import AttributeVocab, Photo, Squeeze
+from .explanation import grad_cam
 from .learner import AttributeLearner
-from .photo import open_photo
+from .audit import MOST_LOOKED_AT, audit_table
 from .model import split_logits
-from .report import confusions_as_dict, plot_labelled, scores_as_dict
+from .page import Scored, write_page
+from .photo import open_photo
+from .report import confusions_as_dict, plot_labelled, predictions_table, scores_as_dict
 from .scores import detailed_scores, thresholds_for
 from .speed import fast_inference, keep_freed_memory
 from .split import products_of
@@ -322,12 +325,14 @@ def tag_photo(
     photo, # An image file
     out_image=None, # A new PNG file: the photo with its attributes
     out_csv=None, # A new CSV file in the training schema: `filename` and one column per attribute
+    explain:bool=False, # Draw into `out_image` what each head looked at
 ) -> tuple: # As `AttributeLearner.predict` returns it
     "Tag one photo. Raises `InputError` if the model or the photo cannot be read or a file exists that should be written."
+    if explain and not out_image: raise InputError("explain: what each head looked at is drawn into the labelled picture; name it (out_image)")
     out_image, out_csv = out_image and new_file(out_image), out_csv and new_file(out_csv)
     learn = load_tagger(model)
     names, indices, probabilities = learn.predict(photo)
-    if out_image: save_figure(plot_labelled(Photo.create(photo), probabilities, learn.vocab), out_image)
+    if out_image: save_figure(plot_labelled(Photo.create(photo), probabilities, learn.vocab, grad_cam(learn, photo) if explain else None), out_image)
     if out_csv: write_csv(out_csv, pd.DataFrame([[Path(photo).name, *learn.vocab.decode(indices)]], columns=['filename', *learn.vocab.attributes]))
     return names, indices, probabilities
 
@@ -336,7 +341,7 @@ def evaluate(
     model, # A learner exported by `Learner.export`
     csv_path, # A CSV file with `filename` and the attributes the model knows
     img_dir, # The folder of the photos
-    out=None, # A new JSON file for the scores
+    out=None, # A new JSON file for the scores; beside it, with the ending .html, the page
     bs:int=32, # Photos per batch
     num_workers:int=None, # Processes that open photos
     bfloat16:bool=None, # Compute in bfloat16 (default: where `has_fast_bfloat16`)
@@ -345,10 +350,10 @@ def evaluate(
     group_column:str=None, # Column that names the product of a photo: its photos are averaged
     group_pattern:str=None, # Regular expression on the file name whose first group is the product
 ) -> pd.DataFrame:
-    """Scores per attribute and their mean, as `detailed_scores` has them; `out` holds the confusions too.
+    """Scores per attribute and their mean, as `detailed_scores` has them; `out` holds the confusions too, the page beside it everything a person looks at.
 
     Raises `InputError` if the model or the table cannot be used, a label is unknown to the model, or `out` exists."""
-    out = out and new_file(out)
+    out, page = (new_file(out), new_file(Path(out).with_suffix('.html'))) if out else (None, None)
     learn = load_tagger(model)
     vocab = learn.vocab
     if use_titles: _check_titles(learn, model)
@@ -359,8 +364,13 @@ def evaluate(
     probabilities = torch.cat([found for _, found, _ in tqdm(batches, total=-(-len(table.rows)//bs), desc='scoring', unit=' batches', leave=False)])
     if group_column or group_pattern: probabilities = average_products(probabilities, products_of(table.rows, group_column, group_pattern), vocab)
     if use_titles: probabilities = combine_titles(probabilities, table.rows[title_column or 'filename'], learn.title_words, vocab)
-    scores = detailed_scores(probabilities, targets, vocab, learn.majority, products_of(table.rows, group_column, group_pattern))
-    if out: write_json(out, dict(model=str(model), csv_path=str(csv_path), rows_dropped=len(table.dropped), **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, vocab)))
+    products = products_of(table.rows, group_column, group_pattern)
+    scores = detailed_scores(probabilities, targets, vocab, learn.majority, products)
+    if out:
+        findings = audit_table(table, products, predictions_table(table.rows, probabilities, vocab), title_column, photos=len(table.rows) <= MOST_LOOKED_AT)
+        write_page(page, 'Evaluation', f"{model} on the {len(table.rows)} photos of {csv_path}", learn, Scored([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores),
+                   table, findings, config={'Evaluation': dict(model=model, csv_path=csv_path, img_dir=img_dir, use_titles=use_titles, group_column=group_column, group_pattern=group_pattern), 'Versions': versions()})
+        write_json(out, dict(model=str(model), csv_path=str(csv_path), rows_dropped=len(table.dropped), **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, vocab)))
     return scores
 
 def _encode(vocab, row, csv_path):
