@@ -9,6 +9,7 @@ __all__ = ['MOST_LOOKED_AT', 'PAGE_STYLE', 'photo_facts', 'unusable_photos', 'ne
 # %% ../nbs/19_audit.ipynb #d6da8846
 import base64
 import io
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +114,11 @@ def label_errors(
         probabilities = probabilities/probabilities.sum(1, keepdims=True).clip(1e-9)
         labels = known[attribute].map(present.index).to_numpy()
         quality = get_label_quality_scores(labels, probabilities)
-        for i in find_label_issues(labels, probabilities, return_indices_ranked_by='self_confidence', n_jobs=1):
+        with warnings.catch_warnings():
+            # It says of every rare class that little can be said.
+            warnings.simplefilter('ignore')
+            issues = find_label_issues(labels, probabilities, return_indices_ranked_by='self_confidence', n_jobs=1)
+        for i in issues:
             row = known.iloc[i]
             found.append(dict(filename=row.filename, attribute=attribute, label=row[attribute], predicted=row[f'{attribute}_predicted'], confidence=row[f'{attribute}_confidence'], quality=round(float(quality[i]), 4)))
     return pd.DataFrame(found, columns=['filename', 'attribute', 'label', 'predicted', 'confidence', 'quality']).sort_values('quality', kind='stable').reset_index(drop=True)
@@ -197,11 +202,12 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 def _encoded(data): return base64.b64encode(data).decode()
 
 def encoded_thumbnail(
-    photo, # A Pillow image or a file
+    photo, # Whatever `open_photo` opens
+    size:tuple=(260, 344), # Largest width and height in pixels
 ) -> str:
-    "`photo`, at most 260 x 344 pixels, as a JPEG in base64: to be part of a page."
+    "`photo` as a JPEG in base64, to be part of a page."
     photo, buffer = open_photo(photo).copy(), io.BytesIO()
-    photo.thumbnail((260, 344))
+    photo.thumbnail(size)
     photo.save(buffer, 'JPEG', quality=80)
     return _encoded(buffer.getvalue())
 

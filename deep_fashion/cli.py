@@ -219,6 +219,20 @@ def _convert(args):
     for attribute, row in agreement.iterrows(): print(f"{attribute}: {row.agreement:.1%} of the labels are those of 32 bits, on {int(row.photos)} photos it was not measured on")
     print(f"converted: {args.out}")
 
+# %% ../nbs/26_cli.ipynb #c1app002
+def _add_app(commands):
+    parser = commands.add_parser('app', help="a page in the browser: drop photos, look, correct, download", description="Serve a page on this computer: drop photos, see attributes and what the tagger looked at, correct labels, download the table. Corrections are kept in a CSV that train takes back. Needs the extra: pip install 'deep_fashion[app]'.")
+    _model_option(parser)
+    parser.add_argument('--port', type=int, default=7860, metavar='N', help="of the page (default: %(default)s)")
+    parser.add_argument('--corrections', default='corrections.csv', metavar='CSV', help="where corrections are kept; what is in it stays (default: %(default)s)")
+    parser.set_defaults(run=_app)
+
+def _app(args):
+    from deep_fashion.app import serve_app
+    page = serve_app(args.model, args.port, args.corrections, wait=False)
+    print(f"the page is at http://127.0.0.1:{args.port} until you press Ctrl-C; corrections go to {args.corrections}", flush=True)
+    page.block_thread()
+
 # %% ../nbs/26_cli.ipynb #a67f0118
 def _add_demo(commands):
     parser = commands.add_parser('demo', help="the whole job on generated sample photos", description="Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.")
@@ -237,7 +251,7 @@ def command_parser() -> argparse.ArgumentParser:
                                      epilog="'deep_fashion COMMAND --help' tells the options of a command.")
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_analyze, _add_train, _add_evaluate, _add_test, _add_tag, _add_convert, _add_demo): add(commands)
+    for add in (_add_analyze, _add_train, _add_evaluate, _add_test, _add_tag, _add_app, _add_convert, _add_demo): add(commands)
     return parser
 
 def main(
@@ -245,7 +259,7 @@ def main(
 ) -> int: # Exit status
     "Run a subcommand; what is wrong with the input is one line on standard error and status 2."
     # Notices of the libraries below are for us, not for who tags photos.
-    warnings.filterwarnings('ignore', module=r'(torch|fastai|fasttransform|fastcore|timm|huggingface_hub)\b')
+    warnings.filterwarnings('ignore', module=r'(torch|fastai|fasttransform|fastcore|timm|huggingface_hub|gradio|captum)\b')
     warnings.showwarning = _one_line_warning
     args = command_parser().parse_args(arguments)
     try: return args.run(args) or 0

@@ -8,7 +8,6 @@ __all__ = ['PRECISIONS', 'ConvertedBody', 'convert_tagger']
 # %% ../nbs/24_convert.ipynb #f0f4b4c8
 import os
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import InputError, new_file, whole_file
+from .core import InputError, new_file, of_extra, whole_file
 from .speed import has_fast_bfloat16
 from .tagger import load_tagger, photo_names, predict_files
 
 # %% ../nbs/24_convert.ipynb #e057d9b7
-@contextmanager
-def _of_extra():
-    "What of the extra is missing, in one line."
-    try: yield
-    except ModuleNotFoundError as e: raise InputError(f"{e.name} is not installed; it comes with the extra: pip install 'deep_fashion[fast]'") from e
-
 _PHOTOS_AT_ONCE, _MOST_STREAMS = 4, 8
 
 class ConvertedBody(nn.Module):
@@ -55,7 +48,7 @@ class ConvertedBody(nn.Module):
 
     def _compiled(self):
         "The network on all cores, each busy with photos of its own, so that none waits for another."
-        with _of_extra(): import openvino
+        with of_extra('fast'): import openvino
         core = openvino.Core()
         network = core.read_model(self.xml, self.weights)
         steps = openvino.preprocess.PrePostProcessor(network)
@@ -71,10 +64,10 @@ PRECISIONS = ('bfloat16', 'int8')
 
 def _converted(body, inputs, precision):
     "`body` for OpenVINO; `inputs` are what it saw, batches of photos."
-    with _of_extra(): import openvino
+    with of_extra('fast'): import openvino
     network = openvino.convert_model(body.eval(), example_input=inputs[0][:2])
     if precision == 'int8':
-        with _of_extra(): import nncf
+        with of_extra('fast'): import nncf
         network = nncf.quantize(network, nncf.Dataset([o.numpy() for o in inputs]), subset_size=len(inputs))
     return ConvertedBody(network)
 

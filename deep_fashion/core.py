@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'some', 'new_file', 'new_folder', 'whole_file', 'write_json', 'write_csv', 'read_json',
-           'versions']
+           'versions', 'of_extra']
 
 # %% ../nbs/00_core.ipynb #67d12455
 import json
@@ -103,3 +103,12 @@ def versions() -> dict:
         try: found[name] = version(name)
         except PackageNotFoundError: found[name] = None
     return found
+
+# %% ../nbs/00_core.ipynb #2f353439
+@contextmanager
+def of_extra(
+    name:str, # The extra, as in `settings.ini`
+):
+    "Imports of packages that come with an extra. Raises `InputError` if one is missing."
+    try: yield
+    except ModuleNotFoundError as e: raise InputError(f"{e.name} is not installed; it comes with the extra: pip install 'deep_fashion[{name}]'") from e

@@ -1,5 +1,6 @@
 "What the tests share: sample photos, a small trained tagger, the command line in this process, real data where there is some."
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,9 @@ def samples(tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys):
-    "Run the command line; gives status, standard output and standard error."
+def command(capsys, tmp_path, monkeypatch):
+    "Run the command line in a folder of the test's own; gives status, standard output and standard error."
+    monkeypatch.chdir(tmp_path)
     def run(*words):
         capsys.readouterr()
         try: status = main([str(word) for word in words])
@@ -76,3 +78,32 @@ def real_data():
     folder = Path(os.environ.get("DEEP_FASHION_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (folder / "flixstock").is_dir(): pytest.skip(f"no real data sets in {folder}; DEEP_FASHION_REAL_DATA names their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "A headless browser that asks nobody but the pages it is shown."
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None: pytest.skip("no Chromium is installed")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=program, args=quiet)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    "Open a tab of a given width, light or dark; it notes what it requests and what goes wrong."
+    tabs = []
+    def open_tab(width, dark=False):
+        tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        tab.set_default_timeout(60_000)
+        tab.requests, tab.errors = [], []
+        tab.on("request", lambda request: tab.requests.append(request.url))
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        tabs.append(tab)
+        return tab
+    yield open_tab
+    for tab in tabs: tab.close()

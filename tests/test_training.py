@@ -17,7 +17,7 @@ def train(samples, tmp_path):
 
 
 def test_a_run_leaves_what_it_promises(trained):
-    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth", "predictions.csv"}
+    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "report.html", "batches.csv", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth", "predictions.csv"}
     metrics, config = read_json(trained / "metrics.json"), read_json(trained / "config.json")
     assert set(metrics["attributes"]) == {"neck", "sleeve_length", "pattern"}
     assert {"photos", "accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1", "macro_f1_low", "macro_f1_high", "balanced_accuracy", "calibration_error", "coverage_at_95"} == set(metrics["mean"])

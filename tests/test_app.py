@@ -1,0 +1,105 @@
+"The page in the browser, used as a person uses it, and its API, used as a program does."
+import socket
+import sys
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from deep_fashion.table import correct_table, read_table
+
+gradio_client = pytest.importorskip("gradio_client", reason="the extra 'app' is not installed")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory):
+    "A running page, its address, and its file of corrections."
+    from deep_fashion.app import serve_app
+    port, corrections = free_port(), tmp_path_factory.mktemp("app") / "corrections.csv"
+    page = serve_app(trained / "learn.pkl", port, corrections, wait=False)
+    yield page, f"http://127.0.0.1:{port}", corrections
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def client(served): return gradio_client.Client(served[1], verbose=False)
+
+
+def kept_photos(page):
+    from pathlib import Path
+    return [path.name for path in Path(page.folder.name).rglob("*") if path.suffix.lower() in (".jpg", ".png")]
+
+
+def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples, tmp_path):
+    page, address, corrections = served
+    names = ["shirt-00001-1.jpg", "shirt-00002-1.jpg"]
+    (tmp_path / "notes.jpg").write_text("not a photo")
+    tab = browser(width=1200)
+    tab.goto(address)
+    tab.set_input_files("input[type=file]", [*(samples.images / name for name in names), tmp_path / "notes.jpg"])
+    tab.get_by_role("status").filter(has_text="2 photos tagged, 1 could not be read").wait_for()
+    table = tab.get_by_role("table")
+    assert all(table.get_by_role("rowheader", name=name).is_visible() for name in names) and table.get_by_text("cannot be read as an image").is_visible()
+    # By keyboard: from the first choice of the map to the next.
+    tab.get_by_label("the photo alone").focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Space")
+    tab.get_by_text("where the evidence for neck").wait_for()
+    tab.get_by_label("neck is really").click()
+    tab.get_by_role("option", name="polo").click()
+    tab.get_by_role("button", name="Save corrections").click()
+    tab.get_by_role("status").filter(has_text="neck polo").wait_for()
+    assert table.get_by_text("polo corrected").is_visible()
+    with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
+    tags = pd.read_csv(download.value.path(), dtype=str, keep_default_na=False).set_index("filename")
+    assert list(tags.index) == names and tags.neck[names[0]] == "2" and tags.neck_confidence[names[0]] == "#N/A"
+    assert 0 < float(tags.neck_confidence[names[1]]) <= 1
+    assert {request.split("/")[2] for request in tab.requests if request.startswith("http")} == {address.removeprefix("http://")}
+    assert kept_photos(page) == []
+    learned = correct_table(read_table(samples.csv, samples.images), corrections).rows.set_index("filename")
+    assert learned.neck[names[0]] == "2"
+
+
+def test_on_a_phone_nothing_sticks_out(browser, served, samples):
+    tab = browser(width=390, dark=True)
+    tab.goto(served[1])
+    tab.set_input_files("input[type=file]", samples.images / "shirt-00001-1.jpg")
+    tab.get_by_role("status").filter(has_text="1 photo tagged").wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_program_asks_for_tags(client, served, samples, tmp_path):
+    odd = tmp_path / "größe (1) & so.jpg"
+    odd.write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
+    (tmp_path / "cut.jpg").write_bytes(odd.read_bytes()[:900])
+    first, second, cut = client.predict([gradio_client.handle_file(path) for path in (odd, samples.images / "shirt-00002-1.jpg", tmp_path / "cut.jpg")], api_name="/tag")
+    assert first["filename"] == odd.name and set(first["attributes"]) == {"neck", "sleeve_length", "pattern"}
+    assert sum(found["probability"] for found in first["attributes"]["neck"]) == pytest.approx(1, abs=0.01)
+    assert "attributes" in second and "cannot be read" in cut["error"]
+    assert kept_photos(served[0]) == []
+
+
+def test_uploads_are_bounded(client, served, samples, tmp_path):
+    photo = gradio_client.handle_file(samples.images / "shirt-00001-1.jpg")
+    with pytest.raises(Exception, match="at most 50"): client.predict([photo] * 51, api_name="/tag")
+    Image.effect_noise((5000, 5000), 100).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 20 * 2**20
+    with pytest.raises(Exception): client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
+    assert kept_photos(served[0]) == []
+
+
+def test_mistakes_are_one_line(refused, trained, samples, tmp_path, served, monkeypatch):
+    (tmp_path / "other.csv").write_text("filename,colour\na.jpg,red\n")
+    model = trained / "learn.pkl"
+    refused("app", "--model", tmp_path / "none.pkl", says=["none.pkl", "no such file"])
+    refused("app", "--model", model, "--port", "0", says=["port", "65535"])
+    refused("app", "--model", model, "--corrections", tmp_path / "other.csv", says=["other.csv", "no column 'neck'"])
+    refused("app", "--model", model, "--corrections", tmp_path / "c.csv", "--port", served[1].rsplit(":", 1)[1], says=["port", "cannot be used"])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    refused("app", "--model", model, says=["gradio is not installed", "deep_fashion[app]"])
