@@ -132,7 +132,7 @@ _STYLE = markupsafe.Markup("""
 svg{width:100%;height:auto;display:block;margin:.6rem 0} .wide svg{min-width:30rem} .scores td{white-space:nowrap} .pair{display:flex;flex-wrap:wrap;gap:1rem} .pair svg{flex:1 1 240px}
 .confusion td,.confusion th{padding:.2rem .45rem;border:0;text-align:center} .confusion tbody th{text-align:right;font-weight:400;white-space:nowrap} .confusion thead th{writing-mode:vertical-rl;transform:rotate(180deg);font-weight:400;text-align:left;padding:.3rem .1rem}
 .confusion td{min-width:2.1rem;background:color-mix(in srgb,var(--accent) calc(var(--share)*65%),var(--fill));border:2px solid var(--paper)} .confusion td.right{outline:1px solid var(--ink);outline-offset:-3px}
-figure.example{width:auto;max-width:264px} figure.example .two{display:flex;gap:2px} figure.example img{width:auto;max-width:130px;height:172px} .kinds{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:.4rem 1.6rem}
+figure.example{width:242px} figure.example .two{display:flex;gap:2px} figure.example img{width:auto;max-width:120px;height:160px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:.88rem} dt{color:var(--quiet)} dd{margin:0;overflow-wrap:anywhere} .lead{font-size:1.08rem} @media print{figure.example img{height:120px}}
 """)
 
@@ -156,8 +156,8 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 {% endfor %}</tbody></table></div>
 <h3>Can its confidence be trusted?</h3><div class="pair">{% for svg in a.plots %}{{ svg }}{% endfor %}</div>
 <h3>Examples</h3>{% if a.maps %}<p class="quiet">Beside each photo: where the evidence for what was predicted lies (Grad-CAM; yellow is the strongest).</p>{% endif %}
-<div class="kinds">{% for kind, examples in a.examples.items() %}{% if examples %}<div><h3>{{ kind }}</h3><div class="photos">{% for e in examples %}<figure class="example"><div class="two"><img alt="{{ e.name }}" src="data:image/jpeg;base64,{{ e.image }}">{% if e.map %}<img alt="what {{ a.name }} looked at" src="data:image/jpeg;base64,{{ e.map }}">{% endif %}</div>
-<figcaption>{{ e.predicted }} ({{ '%.0f' % (100*e.confidence) }} %){% if not e.right %}, <span class="wrong">label: {{ e.truth }}</span>{% endif %}<br><span class="quiet">{{ e.name }}</span></figcaption></figure>{% endfor %}</div></div>{% endif %}{% endfor %}</div></section>
+{% for kind, examples in a.examples.items() %}{% if examples %}<div><h3>{{ kind }}</h3><div class="photos">{% for e in examples %}<figure class="example"><div class="two"><img alt="{{ e.name }}" src="data:image/jpeg;base64,{{ e.image }}">{% if e.map %}<img alt="what {{ a.name }} looked at" src="data:image/jpeg;base64,{{ e.map }}">{% endif %}</div>
+<figcaption>{{ e.predicted }} ({{ '%.0f' % (100*e.confidence) }} %){% if not e.right %}, <span class="wrong">label: {{ e.truth }}</span>{% endif %}<br><span class="quiet">{{ e.name }}</span></figcaption></figure>{% endfor %}</div></div>{% endif %}{% endfor %}</section>
 {% endfor %}
 {% if findings %}<h2 id="findings">The data</h2>
 <div class="scroll"><table><thead><tr><th scope="col">attribute</th><th scope="col">photos with a label</th><th scope="col">without</th></tr></thead><tbody>{% for name, n, share in findings.gaps %}<tr><th scope="row">{{ name }}</th><td>{{ n }}</td><td>{{ '%.0f' % (100*share) }} %</td></tr>{% endfor %}</tbody></table></div>
