@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= demo
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help demo test sync clean
+.PHONY: help demo test docs sync clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +18,9 @@ test: $(VENV)/installed-dev ## install with the dev extra, then check and test e
 	# Two notebooks at a time with a thread each: with two each they wait for one another most of the time.
 	cd nbs && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q tests
+
+docs: $(VENV)/installed-dev ## build the documentation in _docs/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sync: $(VENV)/installed-dev ## make modules and README from the notebooks
 	PATH=$(BIN):$$PATH $(BIN)/python .ci/in_sync.py --write

@@ -52,7 +52,7 @@ def rows_of(args, folder):
     yield ratio("training, all layers", ours("train", "--cache", folder / "cache"), plain("train"), args.pairs)
     # The baseline's frozen epochs are alike; two of them tell the rate of twenty.
     yield ratio("training, frozen body, 20 epochs", ours("frozen", "--epochs", 20, "--cache", folder / "cache"), plain("train", "--frozen", "--epochs", 2), args.pairs)
-    for title, name in (("tagging, PyTorch", "pytorch"), ("tagging, OpenVINO 16 bits", "bfloat16"), ("tagging, OpenVINO 8 bits", "int8")):
+    for title, name in (("tagging, PyTorch", "pytorch"), ("tagging, OpenVINO, 16 bits where there are instructions for them", "bfloat16"), ("tagging, OpenVINO, 8 bits", "int8")):
         yield ratio(title, ours("tag", "--model", folder / f"{name}.pkl"), plain("predict", "--batch_size", better), args.pairs)
     command = [sys.executable, "-c", "from deep_fashion.cli import main; main(['--help'])"]
     yield ratio("deep_fashion --help, rate beside importing fastai", lambda: 1 / seconds_of(*command), lambda: 1 / seconds_of(sys.executable, "-c", "import fastai.vision.all"), args.pairs)

@@ -288,7 +288,7 @@ def serve_app(
     page.folder = folder
     plain = ['system-ui', 'sans-serif']
     try:
-        page.launch(server_name='127.0.0.1', server_port=port, share=False, quiet=True, show_error=True, ssr_mode=False, max_file_size=f'{MOST_MEGABYTES}mb', prevent_thread_lock=True,
+        page.launch(server_name='127.0.0.1', server_port=port, share=False, quiet=True, inline=False, show_error=True, ssr_mode=False, max_file_size=f'{MOST_MEGABYTES}mb', prevent_thread_lock=True,
                     theme=gr.themes.Default(font=plain, font_mono=['ui-monospace', 'monospace']), css=_CSS, footer_links=['api'])
     except OSError as e: raise InputError(f"port {port}: cannot be used ({e.strerror or 'taken'}); name another (port)") from e
     if wait: page.block_thread()

@@ -40,16 +40,24 @@ def bootstrap_macro_f1(
     predicted, targets = np.asarray(predicted), np.asarray(targets)
     groups = np.unique(np.arange(len(targets)) if groups is None else groups, return_inverse=True)[1]
     n_groups = groups.max() + 1
-    weights = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1/n_groups), size=draws)[:, groups]
-    scores = np.full((draws, targets.shape[1]), np.nan)
-    for i in range(targets.shape[1]):
-        known = targets[:, i] >= 0
-        if not known.any(): continue
-        classes = max(targets[:, i].max(), predicted[:, i].max()) + 1
-        cells = np.eye(classes*classes)[targets[known, i]*classes + predicted[known, i]]
-        confusion = (weights[:, known] @ cells).reshape(draws, classes, classes)
-        scores[:, i] = np.where(confusion.sum((1, 2)) > 0, macro_f1_of(confusion), np.nan)
-    return scores
+    drawn, scores = np.random.default_rng(seed), []
+    # Some at a time, so that memory does not grow with draws times photos.
+    at_once = max(1, min(draws, _MOST_DRAWN//len(targets)))
+    for start in range(0, draws, at_once):
+        weights = drawn.multinomial(n_groups, np.full(n_groups, 1/n_groups), size=min(at_once, draws - start))[:, groups]
+        scores.append(np.stack([_drawn_macro_f1(weights, predicted[:, i], targets[:, i]) for i in range(targets.shape[1])], 1))
+    return np.concatenate(scores)
+
+_MOST_DRAWN = 5_000_000
+
+def _drawn_macro_f1(weights, predicted, targets):
+    "Macro-F1 of one attribute per row of `weights`, which say how often each photo was drawn."
+    known, scores = targets >= 0, np.full(len(weights), np.nan)
+    if not known.any(): return scores
+    classes = max(targets.max(), predicted.max()) + 1
+    cell = targets[known]*classes + predicted[known]
+    confusion = np.stack([np.bincount(cell, row, classes*classes) for row in weights[:, known]]).reshape(-1, classes, classes)
+    return np.where(confusion.sum((1, 2)) > 0, macro_f1_of(confusion), np.nan)
 
 # %% ../nbs/13_scores.ipynb #b22f414e
 def calibration_bins(

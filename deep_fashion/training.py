@@ -367,5 +367,5 @@ def demo(
                        names=samples/'names.json', runs_dir=out)
     photo = Path(out)/'photo.jpg'
     draw_garment('hood', 'long', 'striped', product_seed='demo', size=(288, 384)).save(photo)
-    tag_photo(run/'learn.pkl', photo, out_image=Path(out)/'labelled.png', out_csv=Path(out)/'photo.csv')
+    tag_photo(run/'learn.pkl', photo, out_image=Path(out)/'labelled.png', out_csv=Path(out)/'photo.csv', explain=True)
     return run

@@ -1,0 +1,66 @@
+"The documentation builds offline, its links lead somewhere, and it loads nothing from elsewhere."
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class References(HTMLParser):
+    "What a page links to, what it loads, and the places in it that can be linked to."
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loads, self.places = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.places |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"): self.links.append(found["href"])
+        if tag in ("img", "script", "iframe", "source") and found.get("src"): self.loads.append(found["src"])
+        if tag == "link" and found.get("rel") in ("stylesheet", "icon", "preload") and found.get("href"): self.loads.append(found["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    mkdocs = Path(sys.executable).parent / "mkdocs"
+    if not mkdocs.exists(): pytest.skip("the extra 'dev' is not installed")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    built = subprocess.run([mkdocs, "build", "--strict", "--quiet", "--site-dir", folder], cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return {path.relative_to(folder): References(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}, folder
+
+
+def test_every_notebook_and_module_has_a_page(site):
+    pages, _ = site
+    assert {Path(f"{path.stem}.html") for path in (ROOT / "nbs").glob("*.ipynb")} <= set(pages)
+    assert {Path("api") / f"{path.stem}.html" for path in (ROOT / "deep_fashion").glob("[a-z]*.py")} <= set(pages)
+
+
+def test_links_lead_somewhere(site):
+    pages, folder = site
+    checked = 0
+    for name, page in pages.items():
+        for link in page.links + page.loads:
+            if re.match(r"(https?|mailto|data|javascript):", link) or name == Path("404.html"): continue
+            path, _, place = link.partition("#")
+            target = Path(os.path.normpath(name.parent / path)) if path else name
+            if target == Path("."): target = Path("index.html")
+            assert (folder / target).exists(), f"{name}: {link}"
+            if place and target in pages: assert place in pages[target].places, f"{name}: {link}"
+            checked += 1
+    assert checked > 500
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for name, page in site[0].items(): assert not [load for load in page.loads if load.startswith(("http", "//"))], name
+
+
+def test_arguments_are_described(site):
+    text = (site[1] / "api/training.html").read_text(encoding="utf-8")
+    assert "A CSV file with" in text and "one column per attribute" in text and "Processes that open photos" in text
