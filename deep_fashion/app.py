@@ -144,15 +144,9 @@ _CSS = """
 
 _WHOLE_PHOTO = 'the photo alone'
 
-def _uploads_component():
-    "Gradio's file component, which also tells what files were called before their names were tidied."
-    with of_extra('app'): import gradio
-
-    class File(gradio.File):
-        def preprocess(self, payload):
-            if payload is None: return []
-            return [(o.path, o.orig_name or Path(o.path).name) for o in (payload if isinstance(payload, list) else payload.root if hasattr(payload, 'root') else [payload])]
-    return File
+def _named_uploads(payload):
+    "Uploads as pairs of path and name; Gradio's own preprocessing loses what a file was called before its name was tidied."
+    return [(o.path, o.orig_name or Path(o.path).name) for o in (payload.root if payload else [])]
 
 class PhotoSession:
     "What a visitor's page knows: photos, small copies of them, corrections."
@@ -194,7 +188,7 @@ def build_app(
 ):
     "The page, as `gradio.Blocks`; its API has one function, `/tag`."
     with of_extra('app'): import gradio as gr
-    vocab, File = learn.vocab, _uploads_component()
+    vocab = learn.vocab
     choices = {a: [(vocab.name(a, label), label) for label in vocab.classes[a] if label != MISSING] for a in vocab.attributes}
 
     def detail(session, i, show):
@@ -242,7 +236,8 @@ def build_app(
     with gr.Blocks(title='Tag photos', analytics_enabled=False, delete_cache=(60, 600)) as page:
         session = gr.State(PhotoSession(), time_to_live=_KEPT_SECONDS)
         gr.Markdown(f"# Tag photos\n\nDrop product photos below and see their {', '.join(a.replace('_', ' ') for a in vocab.attributes)}. Where the tagger is wrong, choose what is right: corrections are kept for the next training. Photos stay on this computer and are not kept.")
-        uploads = File(label=f"Photos, up to {MOST_PHOTOS} of at most {MOST_MEGABYTES} MB each", file_count='multiple', file_types=['image'], height=160)
+        uploads = gr.File(label=f"Photos, up to {MOST_PHOTOS} of at most {MOST_MEGABYTES} MB each", file_count='multiple', file_types=['image'], height=160)
+        uploads.preprocess = _named_uploads
         status = gr.HTML(elem_id='status')
         with gr.Column(visible=False) as results:
             gr.Markdown('## All photos')

@@ -9,6 +9,8 @@ __all__ = ['PRECISIONS', 'ConvertedBody', 'convert_tagger']
 import os
 import tempfile
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ from .speed import has_fast_bfloat16
 from .tagger import load_tagger, photo_names, predict_files
 
 # %% ../nbs/24_convert.ipynb #e057d9b7
-_PHOTOS_AT_ONCE, _MOST_STREAMS = 4, 8
+_MOST_STREAMS, _COMPILING = 8, Lock()
 
 class ConvertedBody(nn.Module):
     "A body in OpenVINO's form, kept as bytes, so that it travels with the learner. Photos (batch, 3, height, width) to features."
@@ -33,31 +35,36 @@ class ConvertedBody(nn.Module):
         with tempfile.TemporaryDirectory() as d:
             openvino.save_model(network, Path(d)/'body.xml', compress_to_fp16=False)
             self.xml, self.weights = (Path(d)/'body.xml').read_bytes(), (Path(d)/'body.bin').read_bytes()
-        self._queue = None
+        self._idle = None
+
+    @property
+    def streams(self) -> int:
+        "How many batches it computes at a time, each on cores of its own, so that none waits for another."
+        return min(os.cpu_count() or 1, _MOST_STREAMS)
 
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
-        if self._queue is None: self._queue = self._compiled()
-        # OpenVINO takes channels last, which is how the pixels lie: nothing is copied.
-        parts = photos.float().permute(0, 2, 3, 1).contiguous().split(_PHOTOS_AT_ONCE)
-        found = [None]*len(parts)
-        def keep(request, i): found[i] = torch.from_numpy(request.get_output_tensor(0).data.copy())
-        self._queue.set_callback(keep)
-        for i, part in enumerate(parts): self._queue.start_async([part.numpy()], i, share_inputs=True)
-        self._queue.wait_all()
-        return torch.cat(found)
+        with _COMPILING:
+            if self._idle is None: self._compile()
+        request = self._idle.get()
+        try:
+            # OpenVINO computes with channels last.
+            request.infer([photos.float().permute(0, 2, 3, 1).contiguous().numpy()], share_inputs=True)
+            return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        finally: self._idle.put(request)
 
-    def _compiled(self):
-        "The network on all cores, each busy with photos of its own, so that none waits for another."
+    def _compile(self):
         with of_extra('fast'): import openvino
         core = openvino.Core()
         network = core.read_model(self.xml, self.weights)
         steps = openvino.preprocess.PrePostProcessor(network)
         steps.input().tensor().set_layout(openvino.Layout('NHWC'))
         steps.input().model().set_layout(openvino.Layout('NCHW'))
-        streams = min(os.cpu_count() or 1, _MOST_STREAMS)
-        return openvino.AsyncInferQueue(core.compile_model(steps.build(), 'CPU', dict(NUM_STREAMS=str(streams), INFERENCE_PRECISION_HINT='bf16' if has_fast_bfloat16('cpu') else 'f32')))
+        compiled = core.compile_model(steps.build(), 'CPU', dict(NUM_STREAMS=str(self.streams), INFERENCE_PRECISION_HINT='bf16' if has_fast_bfloat16('cpu') else 'f32'))
+        idle = SimpleQueue()
+        for _ in range(self.streams): idle.put(compiled.create_infer_request())
+        self._idle = idle
 
-    def __getstate__(self): return {**self.__dict__, '_queue': None}
+    def __getstate__(self): return {**self.__dict__, '_idle': None}
 
 # %% ../nbs/24_convert.ipynb #6e554c0e
 PRECISIONS = ('bfloat16', 'int8')

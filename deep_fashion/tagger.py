@@ -14,6 +14,8 @@ import pickle
 import sqlite3
 import tempfile
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,12 +30,12 @@ from fastcore.basics import compose
 from tqdm.auto import tqdm
 
 from .analysis import save_figure
+from .audit import MOST_LOOKED_AT, audit_table
 from .cache import resized
 from .core import MISSING, InputError, new_file, some, versions, whole_file, write_csv, write_json
 from .data import AttributeVocab, Photo, Squeeze
 from .explanation import grad_cam
 from .learner import AttributeLearner
-from .audit import MOST_LOOKED_AT, audit_table
 from .model import split_logits
 from .page import Scored, write_page
 from .photo import open_photo
@@ -61,6 +63,8 @@ def load_tagger(
     return learn
 
 # %% ../nbs/21_tagger.ipynb #4958df49
+_MOST_WORKERS = 8
+
 class PhotoFiles(torch.utils.data.Dataset):
     "Photos by path, as pixels of one size; where one cannot be read, the reason instead."
     def __init__(self,
@@ -89,25 +93,35 @@ def predict_files(
     learn:AttributeLearner, # As `load_tagger` returns it
     paths:list, # Files
     bs:int=32, # Photos per batch
-    num_workers:int=None, # Processes that open photos (default: one per core, at most 8; none for less than four batches)
+    num_workers:int=None, # Processes that open photos (default: none, but a thread, on up to 8 cores; else 8)
     bfloat16:bool=None, # Compute in bfloat16 (default: where `has_fast_bfloat16`)
 ):
     "Yield per batch, in the order of `paths`: indices, probabilities (photos, sum of sizes), and reasons of unreadable photos by index."
-    if num_workers is None: num_workers = min(os.cpu_count() or 1, 8) if len(paths) > 4*bs else 0
+    device, cores = next(learn.model.parameters()).device, os.cpu_count() or 1
+    # A thread opens photos faster than eight cores look at them; a GPU is faster than that.
+    if num_workers is None: num_workers = min(cores, _MOST_WORKERS) if len(paths) > 4*bs and (cores > _MOST_WORKERS or device.type == 'cuda') else 0
     # Before processes are started, since they inherit it.
     keep_freed_memory()
     dl = learn.dls.valid
     # fastai says so when it iterates; called directly, the transforms would augment as in training.
     for transforms in (dl.after_item, dl.after_batch): transforms.split_idx = 1
-    device = next(learn.model.parameters()).device
     loader = torch.utils.data.DataLoader(PhotoFiles(paths, _to_pixels(dl)), bs, num_workers=num_workers, collate_fn=_collate, pin_memory=device.type == 'cuda')
     learn.model.eval()
-    for indices, photos, faults in loader:
-        probabilities = None
-        if indices:
-            with torch.no_grad(), fast_inference(device, bfloat16): logits = learn.model(dl.after_batch(to_device(TensorImage(photos), device)).as_subclass(torch.Tensor))
-            probabilities = learn.loss_func.activation(logits.float()).cpu()
-        yield indices, probabilities, faults
+    at_once = max(getattr(module, 'streams', 1) for module in learn.model.modules())
+    # Opening, looking and what the caller does with the result go on at the same time.
+    with ThreadPoolExecutor(1) as opening, ThreadPoolExecutor(at_once) as looking:
+        batches, waiting = iter(loader), deque()
+        opened = opening.submit(next, batches, None)
+        while (batch := opened.result()) is not None:
+            opened = opening.submit(next, batches, None)
+            waiting.append(looking.submit(_look, learn, device, bfloat16, *batch))
+            if len(waiting) > at_once: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+
+def _look(learn, device, bfloat16, indices, photos, faults):
+    if not indices: return indices, None, faults
+    with torch.no_grad(), fast_inference(device, bfloat16): logits = learn.model(learn.dls.valid.after_batch(to_device(TensorImage(photos), device)).as_subclass(torch.Tensor))
+    return indices, learn.loss_func.activation(logits.float()).cpu(), faults
 
 # %% ../nbs/21_tagger.ipynb #f03c94c5
 class ProductEvidence:

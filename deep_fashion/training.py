@@ -25,7 +25,7 @@ from .data import attribute_dls, input_size
 from .heads import cross_validate_heads, fit_heads, fold_of, head_logits, photo_features
 from .learner import attribute_learner, majority_classes
 from .metrics import AttributeLoss, score_table
-from .model import EnsembleModel, default_arch, split_logits
+from .model import EnsembleModel, default_arch
 from .page import Curves, Scored, write_page
 from .phases import RunCheckpoint, find_learning_rate, fit_phases, load_checkpoint, training_phases
 from .report import confusions_as_dict, plot_history, predictions_table, scores_as_dict
