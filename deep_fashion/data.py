@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'Squeeze',
-           'PhotoDL', 'TensorDL', 'PhotoBlock', 'InTraining', 'photo_augmentation', 'RowLabels', 'attribute_block',
-           'input_size', 'attribute_dls']
+           'default_workers', 'PhotoDL', 'TensorDL', 'PhotoBlock', 'InTraining', 'photo_augmentation', 'RowLabels',
+           'attribute_block', 'input_size', 'attribute_dls']
 
 # %% ../nbs/09_data.ipynb #5d9bf515
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 from fastai.data.all import *
@@ -127,6 +129,15 @@ class Squeeze(DisplayedTransform):
     def encodes(self, photo:Image.Image): return TensorImage(resized(photo, self.size))
 
 # %% ../nbs/09_data.ipynb #be99d37f
+_MOST_WORKERS = 8
+
+def default_workers(
+    device, # Where the network is
+) -> int:
+    "How many processes open photos: none, but threads, where up to 8 cores do everything; up to 8 otherwise."
+    cores = os.cpu_count() or 1
+    return 0 if torch.device(device).type == 'cpu' and cores <= _MOST_WORKERS else min(cores, _MOST_WORKERS)
+
 class PhotoDL(TfmdDL):
     "A `TfmdDL` whose photos may come from a `PhotoCache`."
     cache, keys = None, None
@@ -152,6 +163,11 @@ class PhotoDL(TfmdDL):
         item = super().do_item(s)
         self.cache.write(key, item[0])
         return item
+
+    def create_batches(self, samps):
+        threads = 1 if torch.utils.data.get_worker_info() else os.cpu_count()
+        with ThreadPoolExecutor(threads) as opening:
+            for indices in chunked(samps, self.bs, self.drop_last): yield self.do_batch(list(opening.map(self.do_item, indices)))
 
 class TensorDL(DataLoader):
     "The batches of `source`, of inputs that are in memory."
@@ -235,7 +251,8 @@ def attribute_dls(
     bs:int=32, # Photos per batch
     batch_tfms=None, # Augmentation (default: `photo_augmentation`)
     cache:bool|str|Path=True, # Keep the resized photos for later epochs and runs, in the user's cache folder or the one given
-    **kwargs, # Further arguments of `DataBlock.dataloaders`, such as `num_workers`
+    num_workers:int=None, # Processes that open photos (default: as `default_workers` says)
+    **kwargs, # Further arguments of `DataBlock.dataloaders`
 ) -> DataLoaders:
     "`DataLoaders` for several categorical targets. Raises `InputError` if the training or the validation side has no labelled photo."
     vocab, size = AttributeVocab.from_table(table, missing), input_size(size)
@@ -245,7 +262,8 @@ def attribute_dls(
     # fastai drops an incomplete training batch, which may be all there is; a batch of one photo would stop batch normalisation.
     bs = min(bs, int((~rows.is_valid).sum()))
     if bs < 2: raise InputError("one labelled photo for training; at least 2 are needed" if len(rows) > 1 else "a batch needs at least 2 photos")
-    dls = attribute_block(vocab, table.img_dir, size, batch_tfms).dataloaders(rows, bs=bs, **kwargs)
+    if num_workers is None: num_workers = default_workers(kwargs.get('device') or default_device())
+    dls = attribute_block(vocab, table.img_dir, size, batch_tfms).dataloaders(rows, bs=bs, num_workers=num_workers, **kwargs)
     if cache: _remember(dls, table.img_dir, size, None if cache is True else cache)
     return dls
 

@@ -33,7 +33,7 @@ from .analysis import save_figure
 from .audit import MOST_LOOKED_AT, audit_table
 from .cache import resized
 from .core import MISSING, InputError, new_file, some, versions, whole_file, write_csv, write_json
-from .data import AttributeVocab, Photo, Squeeze
+from .data import AttributeVocab, Photo, Squeeze, default_workers
 from .explanation import grad_cam
 from .learner import AttributeLearner
 from .model import split_logits
@@ -63,8 +63,6 @@ def load_tagger(
     return learn
 
 # %% ../nbs/21_tagger.ipynb #4958df49
-_MOST_WORKERS = 8
-
 class PhotoFiles(torch.utils.data.Dataset):
     "Photos by path, as pixels of one size; where one cannot be read, the reason instead."
     def __init__(self,
@@ -77,6 +75,11 @@ class PhotoFiles(torch.utils.data.Dataset):
     def __getitem__(self, i):
         try: return i, self.to_pixels(open_photo(self.paths[i]))
         except InputError as e: return i, str(e)
+
+    def __getitems__(self, indices):
+        "A batch, opened by threads where there are no worker processes."
+        threads = 1 if torch.utils.data.get_worker_info() else os.cpu_count()
+        with ThreadPoolExecutor(threads) as opening: return list(opening.map(self.__getitem__, indices))
 
 def _collate(items):
     "Indices and tensor of what was read, and the reasons of what was not by index."
@@ -93,13 +96,12 @@ def predict_files(
     learn:AttributeLearner, # As `load_tagger` returns it
     paths:list, # Files
     bs:int=32, # Photos per batch
-    num_workers:int=None, # Processes that open photos (default: none, but a thread, on up to 8 cores; else 8)
+    num_workers:int=None, # Processes that open photos (default: as `default_workers` says)
     bfloat16:bool=None, # Compute in bfloat16 (default: where `has_fast_bfloat16`)
 ):
     "Yield per batch, in the order of `paths`: indices, probabilities (photos, sum of sizes), and reasons of unreadable photos by index."
-    device, cores = next(learn.model.parameters()).device, os.cpu_count() or 1
-    # A thread opens photos faster than eight cores look at them; a GPU is faster than that.
-    if num_workers is None: num_workers = min(cores, _MOST_WORKERS) if len(paths) > 4*bs and (cores > _MOST_WORKERS or device.type == 'cuda') else 0
+    device = next(learn.model.parameters()).device
+    if num_workers is None: num_workers = default_workers(device) if len(paths) > 4*bs else 0
     # Before processes are started, since they inherit it.
     keep_freed_memory()
     dl = learn.dls.valid

@@ -150,9 +150,8 @@ def _learner(table, products, titles, plan, settings):
     if titles is not None and not plan['fit_heads'] and settings['missing'] == 'mask':
         filled, precisions = label_by_titles(rows[train], table.attributes, titles[train], products[train])
         rows = pd.concat([filled, rows[~train]]).loc[rows.index]
-    workers = {} if settings['num_workers'] is None else dict(num_workers=settings['num_workers'])
     dls = attribute_dls(replace(table, rows=rows), settings['missing'], plan['size'], settings['batch_size'],
-                        cache=settings['photo_cache'] and not plan['fit_heads'], **workers) # fitted heads look once
+                        cache=settings['photo_cache'] and not plan['fit_heads'], num_workers=settings['num_workers']) # fitted heads look once
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions[a] for a in table.attributes])
     return attribute_learner(dls, plan['arch'], settings['weights'] or settings['pretrained'], views=plan['views'], mirrored=plan['fit_heads'], loss_func=loss,
                              feature_variants=settings['feature_variants'], bfloat16=settings['bfloat16'])
@@ -194,7 +193,7 @@ def train_tagger(
     random_seed:int=42, # The same seed gives the same run on the same machine
     epochs:int=None, # Epochs with all layers (default: none with weights, the heads are fitted; 10 from scratch)
     batch_size:int=32, # Photos per batch
-    num_workers:int=None, # Processes that open photos (default: fastai's)
+    num_workers:int=None, # Processes that open photos (default: as `default_workers` says)
     learning_rate:float=None, # The highest rate of the heads (default: `lr_find` looks for it)
     checkpoint_path=None, # Where the checkpoint goes (default: the run's folder)
     lossgraph_path=None, # Where the loss graph goes (default: the run's folder)
