@@ -23,7 +23,7 @@ from .speed import has_fast_bfloat16
 from .tagger import load_tagger, photo_names, predict_files
 
 # %% ../nbs/24_convert.ipynb #e057d9b7
-_MOST_STREAMS, _COMPILING = 8, Lock()
+_MOST_STREAMS = 8
 
 class ConvertedBody(nn.Module):
     "A body in OpenVINO's form, kept as bytes, so that it travels with the learner. Photos (batch, 3, height, width) to features."
@@ -35,7 +35,7 @@ class ConvertedBody(nn.Module):
         with tempfile.TemporaryDirectory() as d:
             openvino.save_model(network, Path(d)/'body.xml', compress_to_fp16=False)
             self.xml, self.weights = (Path(d)/'body.xml').read_bytes(), (Path(d)/'body.bin').read_bytes()
-        self._idle = None
+        self._idle, self._compiling = None, Lock()
 
     @property
     def streams(self) -> int:
@@ -43,7 +43,7 @@ class ConvertedBody(nn.Module):
         return min(os.cpu_count() or 1, _MOST_STREAMS)
 
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
-        with _COMPILING:
+        with self._compiling:
             if self._idle is None: self._compile()
         request = self._idle.get()
         try:
@@ -64,7 +64,8 @@ class ConvertedBody(nn.Module):
         for _ in range(self.streams): idle.put(compiled.create_infer_request())
         self._idle = idle
 
-    def __getstate__(self): return {**self.__dict__, '_idle': None}
+    def __getstate__(self): return {**self.__dict__, '_idle': None, '_compiling': None}
+    def __setstate__(self, state): super().__setstate__({**state, '_compiling': Lock()})
 
 # %% ../nbs/24_convert.ipynb #6e554c0e
 PRECISIONS = ('bfloat16', 'int8')
