@@ -9,6 +9,7 @@ from PIL import Image
 from deep_fashion.table import correct_table, read_table
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra 'app' is not installed")
+httpx = pytest.importorskip("httpx", reason="the extra 'app' is not installed")
 
 
 def free_port():
@@ -90,7 +91,9 @@ def test_uploads_are_bounded(client, served, samples, tmp_path):
     with pytest.raises(Exception, match="at most 50"): client.predict([photo] * 51, api_name="/tag")
     Image.effect_noise((5000, 5000), 100).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size > 20 * 2**20
-    with pytest.raises(Exception): client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
+    with pytest.raises(ValueError, match="maximum file size"): client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
+    # Other clients do not look at the size themselves.
+    with (tmp_path / "large.png").open("rb") as photo: assert httpx.post(f"{served[1]}/gradio_api/upload", files={"files": photo}).status_code == 413
     assert kept_photos(served[0]) == []
 
 

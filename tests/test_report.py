@@ -75,14 +75,16 @@ def test_maps_are_of_the_network(trained, samples, command, tmp_path, arch):
         tagger = load_tagger(tmp_path / "runs/lite/learn.pkl")
     photo, classes = samples.images / "shirt-00001-1.jpg", dict.fromkeys(tagger.vocab.attributes, 0)
     before, again = grad_cam(tagger, photo, classes), grad_cam(tagger, photo, classes)
-    torch.manual_seed(0)
-    tagger.model = copy.deepcopy(tagger.model)
-    for part in tagger.model.modules():
-        if hasattr(part, "reset_parameters"): part.reset_parameters()
-    after = grad_cam(tagger, photo, classes)
-    for attribute, found in before.items():
-        assert torch.equal(found, again[attribute])
-        assert not spearmanr(found.flatten(), after[attribute].flatten())[0] > 0.8
+    assert all(torch.equal(found, again[attribute]) for attribute, found in before.items())
+    tagger.model, correlations = copy.deepcopy(tagger.model), []
+    # One network of random weights may look at the same place by accident, not five.
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for part in tagger.model.modules():
+            if hasattr(part, "reset_parameters"): part.reset_parameters()
+        after = grad_cam(tagger, photo, classes)
+        correlations += [np.nan_to_num(spearmanr(found.flatten(), after[attribute].flatten())[0]) for attribute, found in before.items()]
+    assert np.mean(correlations) < 0.5
 
 
 def test_a_converted_tagger_has_no_maps_but_a_page(command, refused, trained, samples, tmp_path):
