@@ -138,7 +138,7 @@ _CSS = """
 .df-bars li{display:grid;grid-template-columns:minmax(7rem,11rem) 1fr 3.2rem;gap:.6rem;align-items:center;padding:.12rem 0} .df-bars li:first-child .df-name{font-weight:600}
 .df-name{overflow-wrap:anywhere} .df-bar{background:var(--border-color-primary);border-radius:4px;height:.8rem;overflow:hidden} .df-bar i{display:block;height:100%;background:#4c86d6} .df-share{text-align:right;font-variant-numeric:tabular-nums}
 .df-photo{margin:0} .df-photo img{width:100%;max-height:26rem;object-fit:contain;object-position:left;border-radius:6px} .df-photo figcaption,.df-quiet{opacity:.75;font-size:.9rem;overflow-wrap:anywhere}
-.df-scroll{overflow-x:auto} .df-table{border-collapse:collapse;width:100%} .df-scroll .df-table th,.df-scroll .df-table td{text-align:left;padding:.3rem .9rem .3rem 0;border:0!important;border-bottom:1px solid var(--border-color-primary)!important;font-weight:400} .df-scroll .df-table thead th{font-weight:600}
+.df-scroll{overflow-x:auto} .df-scroll .df-table{border-collapse:collapse;width:100%} .df-scroll .df-table,.df-scroll .df-table tr{border:0!important} .df-scroll .df-table th,.df-scroll .df-table td{text-align:left;padding:.3rem .9rem .3rem 0;border:0!important;border-bottom:1px solid var(--border-color-primary)!important;font-weight:400} .df-scroll .df-table thead th{font-weight:600}
 .df-corrected{color:#1a7f37;font-weight:600;font-size:.9rem} .dark .df-corrected{color:#56d364} .df-error{color:#b3261e} .dark .df-error{color:#ff8a80}
 """
 
