@@ -58,6 +58,8 @@ class RunCheckpoint(Callback):
         seed = hash_seed(self.seed, self.phase, self.epoch)
         set_seed(seed)
         self.dls.train.rng = random.Random(seed)
+        # The loss is smoothed anew, so that a resumed run shows the same.
+        self.recorder.smooth_loss.reset()
 
     def after_epoch(self):
         # Epochs that a resumed run skips come by here too.
