@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import InputError, new_file, of_extra, whole_file
-from .speed import has_fast_bfloat16
+from .speed import has_fast_bfloat16, has_fast_int8
 from .tagger import load_tagger, photo_names, predict_files
 
 # %% ../nbs/24_convert.ipynb #e057d9b7
@@ -29,13 +29,14 @@ class ConvertedBody(nn.Module):
     "A body in OpenVINO's form, kept as bytes, so that it travels with the learner. Photos (batch, 3, height, width) to features."
     def __init__(self,
         network, # An `openvino.Model` that takes photos (batch, 3, height, width)
+        needs_int8:bool=False, # Whether it is right only where `has_fast_int8`
     ):
         super().__init__()
         import openvino
         with tempfile.TemporaryDirectory() as d:
             openvino.save_model(network, Path(d)/'body.xml', compress_to_fp16=False)
             self.xml, self.weights = (Path(d)/'body.xml').read_bytes(), (Path(d)/'body.bin').read_bytes()
-        self._idle, self._compiling = None, Lock()
+        self.needs_int8, self._idle, self._compiling = needs_int8, None, Lock()
 
     @property
     def streams(self) -> int:
@@ -53,6 +54,7 @@ class ConvertedBody(nn.Module):
         finally: self._idle.put(request)
 
     def _compile(self):
+        if self.needs_int8 and not has_fast_int8(): raise InputError("this tagger was converted on a processor with instructions for 8 bits, which this one lacks; convert the original here")
         with of_extra('fast'): import openvino
         core = openvino.Core()
         network = core.read_model(self.xml, self.weights)
@@ -73,14 +75,14 @@ PRECISIONS = ('bfloat16', 'int8')
 def _converted(body, inputs, precision):
     "`body` for OpenVINO; `inputs` are what it saw, batches of photos."
     with of_extra('fast'): import openvino
-    network = openvino.convert_model(body.eval(), example_input=inputs[0][:2])
+    network, exact = openvino.convert_model(body.eval(), example_input=inputs[0][:2]), precision == 'int8' and has_fast_int8()
     if precision == 'int8':
         with of_extra('fast'): import nncf
         network = nncf.quantize(network, nncf.Dataset([o.numpy() for o in inputs]), subset_size=len(inputs), preset=nncf.QuantizationPreset.MIXED, fast_bias_correction=False,
-                                # Depthwise convolutions lose most in 8 bits and gain least. Processors without VNNI add 8-bit products in 16 bits, which must not overflow.
+                                # Depthwise convolutions lose most in 8 bits and gain least. Other processors add products of 8 bits in 16 bits: weights of 7 bits keep that from overflowing.
                                 ignored_scope=nncf.IgnoredScope(types=['GroupConvolution'], validate=False),
-                                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE))
-    return ConvertedBody(network)
+                                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE if exact else nncf.OverflowFix.ENABLE))
+    return ConvertedBody(network, exact)
 
 def _seen_by(learn, body, paths):
     "What `body` is shown when `learn` looks at photos: for several views, several inputs each."

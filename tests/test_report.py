@@ -94,3 +94,11 @@ def test_a_converted_tagger_has_no_maps_but_a_page(command, refused, trained, sa
     assert not (tmp_path / "picture.png").exists()
     assert command("evaluate", "--model", "fast.pkl", "--csv_path", samples.csv, "--img_dir", samples.images).status == 0
     assert "looked at" not in (tmp_path / "evaluation.html").read_text()
+
+
+def test_eight_bits_are_refused_where_they_would_be_wrong(command, refused, trained, samples, monkeypatch):
+    pytest.importorskip("nncf", reason="the extra 'fast' is not installed")
+    monkeypatch.setattr("deep_fashion.convert.has_fast_int8", lambda: True)
+    assert command("convert", "--model", trained / "learn.pkl", "--img_dir", samples.images, "--out", "fast.pkl", "--photos", "8").status == 0
+    monkeypatch.setattr("deep_fashion.convert.has_fast_int8", lambda: False)
+    refused("tag", "--model", "fast.pkl", "--img_dir", samples.images, "--out_csv", "tags.csv", says=["convert the original here"])
