@@ -27,7 +27,7 @@ def _model_option(parser): parser.add_argument('--model', required=True, metavar
 
 def _batch_options(parser, batch_size):
     parser.add_argument('-bs', '--batch_size', type=int, default=batch_size, metavar='N', help="photos per batch (default: %(default)s)")
-    parser.add_argument('-nw', '--num_workers', type=int, metavar='N', help="processes that open photos (default: none but threads where up to 8 cores do everything, else up to 8)")
+    parser.add_argument('-nw', '--num_workers', type=int, metavar='N', help="processes that open photos (default: none on up to 8 cores, where threads do it; else up to 8)")
 
 def _precision_option(parser): parser.add_argument('--bfloat16', action=argparse.BooleanOptionalAction, help="compute in 16 bits (default: where that is faster)")
 

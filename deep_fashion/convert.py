@@ -62,9 +62,8 @@ class ConvertedBody(nn.Module):
         steps.input().tensor().set_layout(openvino.Layout('NHWC'))
         steps.input().model().set_layout(openvino.Layout('NCHW'))
         compiled = core.compile_model(steps.build(), 'CPU', dict(NUM_STREAMS=str(self.streams), INFERENCE_PRECISION_HINT='bf16' if has_fast_bfloat16('cpu') else 'f32'))
-        idle = SimpleQueue()
-        for _ in range(self.streams): idle.put(compiled.create_infer_request())
-        self._idle = idle
+        self._idle = SimpleQueue()
+        for _ in range(self.streams): self._idle.put(compiled.create_infer_request())
 
     def __getstate__(self): return {**self.__dict__, '_idle': None, '_compiling': None}
     def __setstate__(self, state): super().__setstate__({**state, '_compiling': Lock()})
@@ -75,14 +74,15 @@ PRECISIONS = ('bfloat16', 'int8')
 def _converted(body, inputs, precision):
     "`body` for OpenVINO; `inputs` are what it saw, batches of photos."
     with of_extra('fast'): import openvino
-    network, exact = openvino.convert_model(body.eval(), example_input=inputs[0][:2]), precision == 'int8' and has_fast_int8()
+    network = openvino.convert_model(body.eval(), example_input=inputs[0][:2])
+    needs_int8 = precision == 'int8' and has_fast_int8()
     if precision == 'int8':
         with of_extra('fast'): import nncf
         network = nncf.quantize(network, nncf.Dataset([o.numpy() for o in inputs]), subset_size=len(inputs), preset=nncf.QuantizationPreset.MIXED, fast_bias_correction=False,
                                 # Depthwise convolutions lose most in 8 bits and gain least. Other processors add products of 8 bits in 16 bits: weights of 7 bits keep that from overflowing.
                                 ignored_scope=nncf.IgnoredScope(types=['GroupConvolution'], validate=False),
-                                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE if exact else nncf.OverflowFix.ENABLE))
-    return ConvertedBody(network, exact)
+                                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE if needs_int8 else nncf.OverflowFix.ENABLE))
+    return ConvertedBody(network, needs_int8)
 
 def _seen_by(learn, body, paths):
     "What `body` is shown when `learn` looks at photos: for several views, several inputs each."

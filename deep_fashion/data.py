@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AttributeVocab', 'TensorAttributes', 'Attributes', 'EncodeAttributes', 'AttributesBlock', 'Photo', 'Squeeze',
-           'default_workers', 'PhotoDL', 'TensorDL', 'PhotoBlock', 'InTraining', 'photo_augmentation', 'RowLabels',
-           'attribute_block', 'input_size', 'attribute_dls']
+           'default_workers', 'in_threads', 'PhotoDL', 'TensorDL', 'PhotoBlock', 'InTraining', 'photo_augmentation',
+           'RowLabels', 'attribute_block', 'input_size', 'attribute_dls']
 
 # %% ../nbs/09_data.ipynb #5d9bf515
 import os
@@ -138,6 +138,14 @@ def default_workers(
     cores = os.cpu_count() or 1
     return 0 if torch.device(device).type == 'cpu' and cores <= _MOST_WORKERS else min(cores, _MOST_WORKERS)
 
+def in_threads(
+    function, # Opens a photo
+    items, # What it takes, one after the other
+) -> list: # What it returns
+    "Open the photos of a batch, in this thread if this is one of several worker processes."
+    if torch.utils.data.get_worker_info(): return list(map(function, items))
+    with ThreadPoolExecutor(os.cpu_count()) as opening: return list(opening.map(function, items))
+
 class PhotoDL(TfmdDL):
     "A `TfmdDL` whose photos may come from a `PhotoCache`."
     cache, keys = None, None
@@ -165,9 +173,7 @@ class PhotoDL(TfmdDL):
         return item
 
     def create_batches(self, samps):
-        threads = 1 if torch.utils.data.get_worker_info() else os.cpu_count()
-        with ThreadPoolExecutor(threads) as opening:
-            for indices in chunked(samps, self.bs, self.drop_last): yield self.do_batch(list(opening.map(self.do_item, indices)))
+        for indices in chunked(samps, self.bs, self.drop_last): yield self.do_batch(in_threads(self.do_item, indices))
 
 class TensorDL(DataLoader):
     "The batches of `source`, of inputs that are in memory."

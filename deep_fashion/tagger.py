@@ -33,7 +33,7 @@ from .analysis import save_figure
 from .audit import MOST_LOOKED_AT, audit_table
 from .cache import resized
 from .core import MISSING, InputError, new_file, some, versions, whole_file, write_csv, write_json
-from .data import AttributeVocab, Photo, Squeeze, default_workers
+from .data import AttributeVocab, Photo, Squeeze, default_workers, in_threads
 from .explanation import grad_cam
 from .learner import AttributeLearner
 from .model import split_logits
@@ -76,10 +76,7 @@ class PhotoFiles(torch.utils.data.Dataset):
         try: return i, self.to_pixels(open_photo(self.paths[i]))
         except InputError as e: return i, str(e)
 
-    def __getitems__(self, indices):
-        "A batch, opened by threads where there are no worker processes."
-        threads = 1 if torch.utils.data.get_worker_info() else os.cpu_count()
-        with ThreadPoolExecutor(threads) as opening: return list(opening.map(self.__getitem__, indices))
+    def __getitems__(self, indices): return in_threads(self.__getitem__, indices)
 
 def _collate(items):
     "Indices and tensor of what was read, and the reasons of what was not by index."

@@ -45,3 +45,7 @@ def test_walkthrough_runs_on_real_data(real_data):
     environment = {**os.environ, "DEEP_FASHION_DATA": str(real_data / "flixstock"), "DEEP_FASHION_EPOCHS": "1"}
     ran = subprocess.run([nbdev_test, "--path", "nbs/27_walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_notebooks_show_no_paths_of_a_machine():
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")): assert "site-packages" not in path.read_text(encoding="utf-8"), path.name
