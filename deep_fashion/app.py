@@ -163,28 +163,34 @@ def _small_copy(path):
     photo.save(copy, 'JPEG', quality=90)
     return copy.getvalue()
 
+def _is_upload(path, uploads):
+    "Whether `path`, links followed, is a file in a folder of its own below `uploads`, as Gradio keeps what was uploaded."
+    try: path, uploads = Path(path).resolve(strict=True), Path(uploads).resolve()
+    except (OSError, ValueError, RuntimeError): return False
+    return path.is_file() and path.parent.parent == uploads
+
 def _discard(files):
     for path, _ in files:
         Path(path).unlink(missing_ok=True)
-        # Each upload has a folder of its own.
         try: Path(path).parent.rmdir()
         except OSError: pass
 
-def _taken(learn, files):
-    "A session with what is said of uploaded files, which are removed."
-    session = PhotoSession()
+def _taken(learn, files, uploads):
+    "A session with the tags of uploaded files, which are removed; whatever is not in the folder `uploads` is refused and left alone."
+    session, accepted = PhotoSession(), [(path, name) for path, name in files if _is_upload(path, uploads)]
     try:
         if len(files) > MOST_PHOTOS: raise InputError(f"{len(files)} photos at once; at most {MOST_PHOTOS} are taken, for more there is the command deep_fashion tag")
-        session.photos = tag_files(learn, files)
+        tagged = iter(tag_files(learn, accepted))
+        session.photos = [next(tagged) if file in accepted else dict(filename=Path(file[1]).name, error="is no file that was uploaded to this page") for file in files]
         session.copies = {i: _small_copy(files[i][0]) for i in session.readable}
-    finally: _discard(files)
+    finally: _discard(accepted)
     return session
 
 # %% ../nbs/25_app.ipynb #f8977368
 def build_app(
     learn:AttributeLearner, # As `load_tagger` returns it
     corrections:Corrections, # Where corrections go
-    folder, # A folder for the tables that are taken away
+    folder, # Where Gradio keeps uploads; and for the tables that are taken away
 ):
     "The page, as `gradio.Blocks`; its API has one function, `/tag`."
     with of_extra('app'): import gradio as gr
@@ -207,7 +213,7 @@ def build_app(
         return gr.DownloadButton(value=str(path), interactive=True)
 
     def take(files):
-        try: session = _taken(learn, files)
+        try: session = _taken(learn, files, folder)
         except InputError as e: raise gr.Error(str(e)) from e
         readable, bad = session.readable, len(session.photos) - len(session.readable)
         first = readable[0] if readable else None
@@ -230,7 +236,7 @@ def build_app(
 
     def tag(files: list[gr.FileData]) -> list:
         "Tag photos: for each the file name and, per attribute, all classes with their probabilities, or why it could not be read."
-        try: return _taken(learn, [(o['path'], o.get('orig_name') or Path(o['path']).name) if isinstance(o, dict) else (o.path, o.orig_name or Path(o.path).name) for o in files]).photos
+        try: return _taken(learn, [(o['path'], o.get('orig_name') or Path(o['path']).name) if isinstance(o, dict) else (o.path, o.orig_name or Path(o.path).name) for o in files], folder).photos
         except InputError as e: raise gr.Error(str(e)) from e
 
     with gr.Blocks(title='Tag photos', analytics_enabled=False, delete_cache=(60, 600)) as page:
@@ -282,8 +288,11 @@ def serve_app(
     page = build_app(learn, kept, folder.name)
     page.folder = folder
     plain = ['system-ui', 'sans-serif']
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     try:
         page.launch(server_name='127.0.0.1', server_port=port, share=False, quiet=True, inline=False, show_error=True, ssr_mode=False, max_file_size=f'{MOST_MEGABYTES}mb', prevent_thread_lock=True,
+                    app_kwargs=dict(middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=['127.0.0.1', 'localhost'])]),
                     theme=gr.themes.Default(font=plain, font_mono=['ui-monospace', 'monospace']), css=_CSS, footer_links=['api'])
     except OSError as e: raise InputError(f"port {port}: cannot be used ({e.strerror or 'taken'}); name another (port)") from e
     if wait: page.block_thread()

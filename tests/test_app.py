@@ -1,6 +1,8 @@
 "The page in the browser, used as a person uses it, and its API, used as a program does."
+import json
 import socket
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -33,7 +35,6 @@ def client(served): return gradio_client.Client(served[1], verbose=False)
 
 
 def kept_photos(page):
-    from pathlib import Path
     return [path.name for path in Path(page.folder.name).rglob("*") if path.suffix.lower() in (".jpg", ".png")]
 
 
@@ -84,6 +85,38 @@ def test_a_program_asks_for_tags(client, served, samples, tmp_path):
     assert sum(found["probability"] for found in first["attributes"]["neck"]) == pytest.approx(1, abs=0.01)
     assert "attributes" in second and "cannot be read" in cut["error"]
     assert kept_photos(served[0]) == []
+
+
+def ask(address, paths, **headers):
+    "What the API answers to a request that only names paths, as no upload does."
+    started = httpx.post(f"{address}/gradio_api/call/tag", json={"data": [[{"path": str(path)} for path in paths]]}, headers=headers)
+    return started if started.status_code != 200 else httpx.get(f"{address}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60)
+
+
+def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, samples, tmp_path):
+    page, address, _ = served
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    photo = folder / "photo.jpg"
+    photo.write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
+    inside = Path(page.folder.name) / "linked"
+    inside.mkdir()
+    (inside / "photo.jpg").symlink_to(photo)
+    (Path(page.folder.name) / "door").symlink_to(folder)
+    paths = [folder / "notes.txt", photo, folder / "absent.jpg", folder, inside / "photo.jpg", Path(page.folder.name) / "door" / "photo.jpg",
+             f"{page.folder.name}/linked/../../{photo.relative_to('/')}", page.folder.name, "/etc/hostname", "", "a\0b"]
+    answer = ask(address, paths).text
+    answers = json.loads(answer.split("data: ", 1)[1].splitlines()[0])[0]
+    assert len(answers) == len(paths) and {found["error"] for found in answers} == {"is no file that was uploaded to this page"}
+    assert (folder / "notes.txt").read_text() == "mine" and photo.exists() and (inside / "photo.jpg").is_symlink()
+    (inside / "photo.jpg").unlink()
+
+
+def test_other_hosts_are_refused(served):
+    assert httpx.get(served[1]).status_code == 200
+    assert httpx.get(served[1], headers={"Host": "evil.example"}).status_code == 400
+    assert ask(served[1], ["/etc/hostname"], Host="evil.example:7860").status_code == 400
 
 
 def test_uploads_are_bounded(client, served, samples, tmp_path):
