@@ -1,6 +1,7 @@
-"""What the documentation is made of: tutorials, the notebooks of the modules, and a page per module for its functions.
+"""What the documentation is made of: tutorials, the notebooks of every room, and a page of functions per module.
 
-The order follows the file names, so that a new notebook finds its place by itself."""
+A room is a subpackage; order and names follow the file names, so that a new notebook finds its place by itself."""
+import ast
 import json
 import re
 import tempfile
@@ -9,46 +10,103 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-TUTORIALS_FROM = 27
+# One line per room: what it takes and what it gives.
+ROOMS = {
+    "": "Foundations and faces",
+    "data": "From a CSV and a folder of photos to fastai's `DataLoaders`",
+    "model": "From the name of an architecture to a network with one head per attribute",
+    "metrics": "From predictions and labels to scores",
+    "train": "From `DataLoaders` to a trained learner",
+    "evaluate": "What a learner looks at and gets wrong, and what is wrong with the data",
+    "report": "From scores and findings to plots and pages",
+    "predict": "From a model file and photos to tags",
+    "experiment": "From settings to a run folder",
+    "app": "The page in the browser",
+}
 
 
-def notebooks(): return sorted(path for path in (ROOT / "nbs").glob("[0-9]*.ipynb"))
-def modules(): return sorted(path.stem for path in (ROOT / "deep_fashion").glob("*.py") if not path.stem.startswith("_"))
-def is_tutorial(path): return int(path.stem[:2]) >= TUTORIALS_FROM
+def notebooks(): return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+def tutorials(): return sorted((ROOT / "nbs").glob("tutorial.*.ipynb"), key=lambda path: (path.stem != "tutorial.walkthrough", path.stem))
+def module_of(path): return path.stem.partition("_")[2]
+def room_of(path): return module_of(path).rpartition(".")[0]
 
 
-def title_of(notebook):
-    "The heading of the notebook's first cell."
-    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
-    return re.match(r"#\s+(.+)", first)[1]
+def heading(path):
+    "Title and one-line purpose of a notebook."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = re.match(r"#\s+(.+?)\s*(?:\n+>\s*(.+))?(?:\n|$)", "".join(cells[0]["source"]))
+    return found[1], found[2] or ""
+
+
+def rooms():
+    "Room -> its notebooks, in the order in which data flows."
+    found = {room: [path for path in notebooks() if room_of(path) == room] for room in ROOMS}
+    unknown = {room_of(path) for path in notebooks()} - set(ROOMS)
+    assert not unknown, f"describe the room in ROOMS: {unknown}"
+    return found
+
+
+def room_page(room, paths):
+    "A table of the modules of a room: name, purpose, functions."
+    lines = [f"# {room or 'foundations'}", "", ROOMS[room], "", "| module | purpose | |", "|---|---|---|"]
+    return "\n".join(lines + [f"| [{module_of(path)}](../{path.name}) | {heading(path)[1]} | [functions](../api/{module_of(path)}.md) |" for path in paths]) + "\n"
 
 
 def on_config(config):
     "The navigation."
-    of_modules = [{title_of(path): path.name} for path in notebooks() if not is_tutorial(path)]
-    tutorials = [{title_of(path): path.name} for path in notebooks() if is_tutorial(path)]
-    config.nav = [{"Home": "index.ipynb"}, {"Tutorials": tutorials}, {"How it works": of_modules}, {"Functions": [{name: f"api/{name}.md"} for name in modules()]}]
+    sections = [{room or "foundations": [f"rooms/{room or 'foundations'}.md", *({heading(path)[0]: path.name} for path in paths)]} for room, paths in rooms().items()]
+    functions = [{module_of(path): f"api/{module_of(path)}.md"} for path in notebooks()]
+    config.nav = [{"Home": "index.ipynb"}, {"Tutorials": [{heading(path)[0]: path.name} for path in tutorials()]}, *sections, {"Functions": functions}]
     return config
 
 
+def is_test(statement):
+    "Whether a statement only checks something: an assert, a test function of fastcore, a loop or block of such."
+    if isinstance(statement, ast.Assert): return True
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call): return re.match(r"test_\w+$", ast.unparse(statement.value.func)) is not None
+    if isinstance(statement, ast.With) and "ExceptionExpected" in ast.unparse(statement.items[0]): return True
+    return isinstance(statement, (ast.For, ast.With, ast.If)) and all(map(is_test, statement.body))
+
+
+def without_tests(source):
+    "The code of an example without its tests; empty if nothing else is left."
+    try: tree = ast.parse(source)
+    except SyntaxError: return source # a magic command
+    lines = source.splitlines()
+    for statement in tree.body:
+        if is_test(statement): lines[statement.lineno - 1:statement.end_lineno] = [None] * (statement.end_lineno - statement.lineno + 1)
+    kept = [line for line in lines if line is not None]
+    return "\n".join(kept).strip("\n") if any(line.strip() and not line.startswith("#") for line in kept) else ""
+
+
 def for_readers(notebook):
-    "A notebook without directives and the cells that are hidden."
+    "A notebook without directives, hidden cells and tests."
     kept = []
     for cell in notebook["cells"]:
         lines = "".join(cell["source"]).splitlines()
-        if any(re.match(r"#\|\s*(hide|default_exp)", line) for line in lines): continue
-        kept.append({**cell, "source": "\n".join(line for line in lines if not line.startswith("#|"))})
+        directives = [line for line in lines if re.match(r"#\s*\|", line)]
+        if any(re.search(r"\|\s*(hide|default_exp)\b", line) for line in directives): continue
+        source = "\n".join(line for line in lines if line not in directives)
+        if cell["cell_type"] == "code" and not directives:
+            source = without_tests(source)
+            if not source: continue
+        kept.append({**cell, "source": source})
     return {**notebook, "cells": kept}
 
 
 def on_files(files, config):
-    "Notebooks for readers, and a page for every module."
+    "Notebooks for readers, a page per room and a page per module."
     folder = Path(tempfile.mkdtemp())
     for file in files:
         if not file.src_uri.endswith(".ipynb"): continue
-        (folder / file.src_uri).write_text(json.dumps(for_readers(json.loads(Path(file.abs_src_path).read_text(encoding="utf-8")))), encoding="utf-8")
-        file.src_dir = str(folder)
-    for name in modules(): files.append(File.generated(config, f"api/{name}.md", content=f"# {name}\n\n::: deep_fashion.{name}\n"))
+        path = folder / file.src_uri
+        path.write_text(json.dumps(for_readers(json.loads(Path(file.abs_src_path).read_text(encoding="utf-8")))), encoding="utf-8")
+        # The path was computed when it was read above and would be kept: it has to be replaced, here and in the file that mkdocs-jupyter wraps.
+        for wrapped in (file, getattr(file, "file", file)): wrapped.abs_src_path = str(path)
+    for room, paths in rooms().items(): files.append(File.generated(config, f"rooms/{room or 'foundations'}.md", content=room_page(room, paths)))
+    for path in notebooks():
+        name = module_of(path)
+        files.append(File.generated(config, f"api/{name}.md", content=f"# {name}\n\n{heading(path)[1]}\n\n::: deep_fashion.{name}\n"))
     return files
 
 

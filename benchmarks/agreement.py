@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from fastai.torch_core import set_seed
 
-from deep_fashion.catch_all import mask_catch_all, settle_catch_all
+from deep_fashion.data.catch_all import mask_catch_all, resolve_catch_all
 from deep_fashion.core import write_json
-from deep_fashion.data import attribute_dls
-from deep_fashion.learner import attribute_learner
-from deep_fashion.model import default_arch
-from deep_fashion.split import products_of, split_table
-from deep_fashion.table import read_table
+from deep_fashion.data.block import attribute_dls
+from deep_fashion.train.learner import attribute_learner
+from deep_fashion.model.body import default_arch
+from deep_fashion.data.split import products_of, split_table
+from deep_fashion.data.table import read_table
 
 
 def trained(table, arch, seed, variants, epochs):
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     table = read_table(args.csv_path, args.img_dir)
-    table = mask_catch_all(table, settle_catch_all(table, products_of(table.rows), "auto"))
+    table = mask_catch_all(table, resolve_catch_all(table, products_of(table.rows), "auto"))
     arch, rows = default_arch(True), []
     for seed in range(args.seeds):
         row = {"seed": seed}

@@ -32,7 +32,7 @@ def repeated(folder, n, originals):
 
 def originals_in(folder):
     "Small sample photos with their labels."
-    from deep_fashion.samples import make_samples
+    from deep_fashion.data.samples import make_samples
 
     make_samples(folder / "samples", n=50)
     rows, originals = pd.read_csv(folder / "samples" / "attributes.csv", dtype=str), []
@@ -46,10 +46,10 @@ def originals_in(folder):
 
 def tagger_in(folder, csv_path, images):
     "A tagger of small photos, as it is before training."
-    from deep_fashion.data import attribute_dls
-    from deep_fashion.learner import attribute_learner
-    from deep_fashion.split import split_table
-    from deep_fashion.table import read_table
+    from deep_fashion.data.block import attribute_dls
+    from deep_fashion.train.learner import attribute_learner
+    from deep_fashion.data.split import split_table
+    from deep_fashion.data.table import read_table
 
     attribute_learner(attribute_dls(split_table(read_table(csv_path, images)), size=32, num_workers=0, cache=False), "resnet18", pretrained=False).export((folder / "learn.pkl").absolute())
     return folder / "learn.pkl"

@@ -16,8 +16,8 @@ import pandas as pd
 def table_of(args):
     from dataclasses import replace
 
-    from deep_fashion.split import split_table
-    from deep_fashion.table import read_table
+    from deep_fashion.data.split import split_table
+    from deep_fashion.data.table import read_table
 
     table = split_table(read_table(args.csv_path, args.img_dir))
     # The baseline trains on all photos; one batch is validated.
@@ -26,8 +26,8 @@ def table_of(args):
 
 
 def learner_of(args, **options):
-    from deep_fashion.data import attribute_dls
-    from deep_fashion.learner import attribute_learner
+    from deep_fashion.data.block import attribute_dls
+    from deep_fashion.train.learner import attribute_learner
 
     dls = attribute_dls(table_of(args), cache=args.cache)
     return attribute_learner(dls, "resnet18", pretrained=False, **options)
@@ -65,7 +65,7 @@ def frozen(args):
 
 def export(args):
     "A resnet18 to tag with, and its conversions."
-    from deep_fashion.convert import PRECISIONS, convert_tagger
+    from deep_fashion.predict.openvino import PRECISIONS, convert_tagger
 
     learner_of(args).export(args.model / "pytorch.pkl")
     for precision in PRECISIONS: convert_tagger(args.model / "pytorch.pkl", args.img_dir, args.model / f"{precision}.pkl", precision)
@@ -92,19 +92,19 @@ def grow(args):
     "Seconds and memory to read a table, train an epoch of small photos, or tag."
     start = time.perf_counter()
     if args.part == "read":
-        from deep_fashion.table import read_table
+        from deep_fashion.data.table import read_table
 
         start = time.perf_counter()
         read_table(args.csv_path, args.img_dir)
     elif args.part == "train":
-        from deep_fashion.data import attribute_dls
-        from deep_fashion.learner import attribute_learner
+        from deep_fashion.data.block import attribute_dls
+        from deep_fashion.train.learner import attribute_learner
 
         learn = attribute_learner(attribute_dls(table_of(args), size=32, cache=args.cache), "resnet18", pretrained=False)
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     else:
-        from deep_fashion.tagger import tag
+        from deep_fashion.predict.tags import tag
 
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as d: tag(args.model, args.img_dir, Path(d) / "tags.csv", csv_path=args.csv_path)

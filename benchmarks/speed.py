@@ -105,7 +105,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if not args.csv_path:
-            from deep_fashion.samples import make_samples
+            from deep_fashion.data.samples import make_samples
 
             make_samples(folder / "samples", n=args.limit)
             args.csv_path, args.img_dir = folder / "samples" / "attributes.csv", folder / "samples" / "images"

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'some', 'new_file', 'new_folder', 'whole_file', 'write_json', 'write_csv', 'read_json',
-           'versions', 'of_extra']
+           'versions', 'requires_extra', 'file_safe']
 
-# %% ../nbs/00_core.ipynb #67d12455
+# %% ../nbs/00_core.ipynb #197b12ee
 import json
 import os
 import platform
 import tempfile
+import re
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,9 +107,14 @@ def versions() -> dict:
 
 # %% ../nbs/00_core.ipynb #2f353439
 @contextmanager
-def of_extra(
+def requires_extra(
     name:str, # The extra, as in `settings.ini`
 ):
     "Imports of packages that come with an extra. Raises `InputError` if one is missing."
     try: yield
     except ModuleNotFoundError as e: raise InputError(f"{e.name} is not installed; it comes with the extra: pip install 'deep_fashion[{name}]'") from e
+
+# %% ../nbs/00_core.ipynb #c3ff822f
+def file_safe(name:str) -> str:
+    "`name` with everything but letters, digits, `-` and `_` replaced, to be part of a file name."
+    return re.sub(r'[^\w-]+', '_', name)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from deep_fashion.cli import main
-from deep_fashion.samples import make_samples
+from deep_fashion.data.samples import make_samples
 
 QUICK = ["--no-pretrained", "--size", "48", "-bs", "16", "-nw", "0", "-lr", "0.003", "-ep", "1"]
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deep_fashion.table import correct_table, read_table
+from deep_fashion.data.table import correct_table, read_table
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra 'app' is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra 'app' is not installed")
@@ -23,7 +23,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def served(trained, tmp_path_factory):
     "A running page, its address, and its file of corrections."
-    from deep_fashion.app import serve_app
+    from deep_fashion.app.server import serve_app
     port, corrections = free_port(), tmp_path_factory.mktemp("app") / "corrections.csv"
     page = serve_app(trained / "learn.pkl", port, corrections, wait=False)
     yield page, f"http://127.0.0.1:{port}", corrections

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deep_fashion.catch_all import find_catch_all
+from deep_fashion.data.catch_all import find_catch_all
 from deep_fashion.core import read_json
-from deep_fashion.split import products_of
-from deep_fashion.table import read_table
+from deep_fashion.data.split import products_of
+from deep_fashion.data.table import read_table
 
 
 @pytest.fixture(scope="module")

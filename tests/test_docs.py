@@ -1,4 +1,6 @@
 "The documentation builds offline, its links lead somewhere, and it loads nothing from elsewhere."
+import html
+import json
 import os
 import re
 import subprocess
@@ -39,7 +41,27 @@ def site(tmp_path_factory):
 def test_every_notebook_and_module_has_a_page(site):
     pages, _ = site
     assert {Path(f"{path.stem}.html") for path in (ROOT / "nbs").glob("*.ipynb")} <= set(pages)
-    assert {Path("api") / f"{path.stem}.html" for path in (ROOT / "deep_fashion").glob("[a-z]*.py")} <= set(pages)
+    modules = [path.relative_to(ROOT / "deep_fashion").with_suffix("") for path in (ROOT / "deep_fashion").rglob("[a-z]*.py")]
+    assert len(modules) > 40 and {Path("api") / f"{'.'.join(module.parts)}.html" for module in modules} <= set(pages)
+
+
+def test_rooms_are_the_navigation(site):
+    "Every module is listed on the page of its room, with its purpose."
+    for room in [path.name for path in (ROOT / "deep_fashion").iterdir() if (path / "__init__.py").exists()]:
+        text = (site[1] / f"rooms/{room}.html").read_text(encoding="utf-8")
+        for notebook in (ROOT / "nbs").glob(f"[0-9]*_{room}.*.ipynb"):
+            purpose = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"][-1].removeprefix("> ")
+            assert len(purpose) > 20 and purpose.split("`")[0] in html.unescape(text), notebook.name
+
+
+def test_readers_see_no_directives_and_no_tests(site):
+    pages = {name: (site[1] / name).read_text(encoding="utf-8") for name in site[0]}
+    assert len(pages) > 100
+    for name, text in pages.items():
+        readable = html.unescape(re.sub(r"<[^>]+>", "", text))
+        assert "#|" not in readable and "nbdev_export()" not in readable, name
+    table = re.sub(r"<[^>]+>", "", pages[Path("14_data.table.html")])
+    assert "read_table(" in table and "test_eq(" not in table and "ExceptionExpected" not in table
 
 
 def test_links_lead_somewhere(site):
@@ -62,5 +84,5 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 
 def test_arguments_are_described(site):
-    text = (site[1] / "api/training.html").read_text(encoding="utf-8")
+    text = (site[1] / "api/experiment.training.html").read_text(encoding="utf-8")
     assert "A CSV file with" in text and "one column per attribute" in text and "Processes that open photos" in text

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from deep_fashion.core import read_json
-from deep_fashion.tagger import load_tagger
+from deep_fashion.predict.tagger import load_tagger
 
 
 @pytest.fixture

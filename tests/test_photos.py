@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deep_fashion.tagger import load_tagger
+from deep_fashion.predict.tagger import load_tagger
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_grey_is_the_same_in_8_and_16_bits(tagger, shirt, tmp_path):
 
 def test_palette_cmyk_and_animation_come_close(tagger, shirt, tmp_path):
     expected = np.asarray(shirt, dtype=float)
-    from deep_fashion.photo import open_photo
+    from deep_fashion.data.photo import open_photo
     shirt.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
     shirt.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     shirt.save(tmp_path / "animated.gif", save_all=True, append_images=[Image.new("RGB", shirt.size, "red")])
@@ -89,7 +89,7 @@ def test_one_broken_photo(refused, trained, broken, name):
 
 
 def test_broken_photos_are_dropped_from_a_table(broken, tmp_path):
-    from deep_fashion.table import read_table
+    from deep_fashion.data.table import read_table
     (tmp_path / "t.csv").write_text("filename,neck\n" + "".join(f"{path.name},1\n" for path in broken.iterdir()))
     table = read_table(tmp_path / "t.csv", broken)
     assert list(table.rows.filename) == ["good.jpg"]

@@ -26,7 +26,7 @@ def test_wheel_holds_every_module(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for module in (ROOT / "deep_fashion").glob("*.py"): assert f"deep_fashion/{module.name}" in names
+    for module in (ROOT / "deep_fashion").rglob("*.py"): assert module.relative_to(ROOT).as_posix() in names
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert "Requires-Dist: fastai" in metadata and "Provides-Extra: dev" in metadata
 
@@ -43,7 +43,7 @@ def test_walkthrough_runs_on_real_data(real_data):
     nbdev_test = Path(sys.executable).parent / "nbdev_test"
     if not nbdev_test.exists(): pytest.skip("the extra 'dev' is not installed")
     environment = {**os.environ, "DEEP_FASHION_DATA": str(real_data / "flixstock"), "DEEP_FASHION_EPOCHS": "1"}
-    ran = subprocess.run([nbdev_test, "--path", "nbs/27_walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ran = subprocess.run([nbdev_test, "--path", "nbs/tutorial.walkthrough.ipynb"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from deep_fashion.explanation import grad_cam
-from deep_fashion.tagger import load_tagger
+from deep_fashion.evaluate.explanation import grad_cam
+from deep_fashion.predict.tagger import load_tagger
 
 
 def self_contained(page): return "<script" not in page and not re.search(r"(src|href)=\"(?!data:|#)", page) and "url(http" not in page
@@ -98,7 +98,7 @@ def test_a_converted_tagger_has_no_maps_but_a_page(command, refused, trained, sa
 
 def test_eight_bits_are_refused_where_they_would_be_wrong(command, refused, trained, samples, monkeypatch):
     pytest.importorskip("nncf", reason="the extra 'fast' is not installed")
-    monkeypatch.setattr("deep_fashion.convert.has_fast_int8", lambda: True)
+    monkeypatch.setattr("deep_fashion.predict.openvino.has_fast_int8", lambda: True)
     assert command("convert", "--model", trained / "learn.pkl", "--img_dir", samples.images, "--out", "fast.pkl", "--photos", "8").status == 0
-    monkeypatch.setattr("deep_fashion.convert.has_fast_int8", lambda: False)
+    monkeypatch.setattr("deep_fashion.predict.openvino.has_fast_int8", lambda: False)
     refused("tag", "--model", "fast.pkl", "--img_dir", samples.images, "--out_csv", "tags.csv", says=["convert the original here"])

@@ -4,7 +4,7 @@ import pytest
 from conftest import QUICK
 
 from deep_fashion.core import InputError
-from deep_fashion.table import read_table
+from deep_fashion.data.table import read_table
 
 
 def analyze(samples, csv, out): return "analyze", "--csv_path", csv, "--img_dir", samples.images, "--out", out
@@ -168,7 +168,7 @@ def test_flixstock_is_read_with_nothing_lost(real_data):
 
 
 def test_missing_as_a_class_gives_the_widths_of_the_common_recipe(real_data):
-    from deep_fashion.data import AttributeVocab
+    from deep_fashion.data.vocab import AttributeVocab
     table = read_table(real_data / "flixstock" / "attributes.csv", real_data / "flixstock" / "images")
     assert AttributeVocab.from_table(table, "class").sizes == [8, 5, 11]
     assert AttributeVocab.from_table(table, "mask").sizes == [7, 4, 10]

@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK
 
 from deep_fashion.core import read_json
-from deep_fashion.tagger import load_tagger
+from deep_fashion.predict.tagger import load_tagger
 
 ATTRIBUTES = ["neck", "sleeve_length", "pattern"]
 

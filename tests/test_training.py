@@ -7,7 +7,7 @@ import torch
 from conftest import QUICK
 
 from deep_fashion.core import read_json
-from deep_fashion.tagger import load_tagger
+from deep_fashion.predict.tagger import load_tagger
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_names_that_leave_the_folder(refused, train, name): refused(*train(name)
 @pytest.mark.parametrize("epochs_before_stop", [1, 2])
 def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_path, epochs_before_stop):
     "Two phases: stopped between them, and within the second."
-    from deep_fashion.model import create_backbone
-    from deep_fashion.training import RunCheckpoint
+    from deep_fashion.model.body import create_backbone
+    from deep_fashion.train.checkpoint import RunCheckpoint
     torch.manual_seed(0)
     torch.save(create_backbone("resnet18", False).state_dict(), tmp_path / "resnet18.pth")
     words = ["--weights", tmp_path / "resnet18.pth", "-ep", "3"]
@@ -103,7 +103,7 @@ def test_runs_dir_that_cannot_be_written(refused, train, tmp_path):
 
 
 def test_weights_of_an_earlier_backbone(command, train, tmp_path):
-    from deep_fashion.model import create_backbone
+    from deep_fashion.model.body import create_backbone
     torch.save(create_backbone("resnet18", False).state_dict(), tmp_path / "resnet18.pth")
     assert command(*train("warm", "--weights", tmp_path / "resnet18.pth")).status == 0
     assert pd.read_csv(tmp_path / "runs/warm/history.csv").phase.tolist() == ["frozen body", "all layers"]
@@ -123,7 +123,7 @@ def test_weights_without_a_network(monkeypatch, command, refused, samples, tmp_p
 
 def test_offline_weights(command, samples, tmp_path):
     "The installed weights arrive tensor by tensor, and pixels are normalised as they want it."
-    from deep_fashion.model import create_backbone, offline_file, read_weights
+    from deep_fashion.model.body import create_backbone, offline_file, read_weights
     released, loaded = read_weights(offline_file("tf_efficientnet_lite0")), create_backbone("tf_efficientnet_lite0").state_dict()
     assert len(released) == len(loaded) and all(torch.equal(a, b) for a, b in zip(released.values(), loaded.values(), strict=True))
     words = ["train", "--run_name", "lite", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, "--arch", "tf_efficientnet_lite0", "--size", "64", "-ep", "0", "-nw", "0"]
