@@ -49,21 +49,36 @@ def rooms():
 def room_page(room, paths):
     "A table of the modules of a room: name, purpose, functions."
     lines = [f"# {room or 'foundations'}", "", ROOMS[room], "", "| module | purpose | |", "|---|---|---|"]
-    return "\n".join(lines + [f"| [{module_of(path)}](../{path.name}) | {heading(path)[1]} | [functions](../api/{module_of(path)}.md) |" for path in paths]) + "\n"
+    return (
+        "\n".join(
+            lines
+            + [f"| [{module_of(path)}](../{path.name}) | {heading(path)[1]} | [functions](../api/{module_of(path)}.md) |" for path in paths]
+        )
+        + "\n"
+    )
 
 
 def on_config(config):
     "The navigation."
-    sections = [{room or "foundations": [f"rooms/{room or 'foundations'}.md", *({heading(path)[0]: path.name} for path in paths)]} for room, paths in rooms().items()]
+    sections = [
+        {room or "foundations": [f"rooms/{room or 'foundations'}.md", *({heading(path)[0]: path.name} for path in paths)]}
+        for room, paths in rooms().items()
+    ]
     functions = [{module_of(path): f"api/{module_of(path)}.md"} for path in notebooks()]
-    config.nav = [{"Home": "index.ipynb"}, {"Tutorials": [{heading(path)[0]: path.name} for path in tutorials()]}, *sections, {"Functions": functions}]
+    config.nav = [
+        {"Home": "index.ipynb"},
+        {"Tutorials": [{heading(path)[0]: path.name} for path in tutorials()]},
+        *sections,
+        {"Functions": functions},
+    ]
     return config
 
 
 def is_test(statement):
     "Whether a statement only checks something: an assert, a test function of fastcore, a loop or block of such."
     if isinstance(statement, ast.Assert): return True
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call): return re.match(r"test_\w+$", ast.unparse(statement.value.func)) is not None
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return re.match(r"test_\w+$", ast.unparse(statement.value.func)) is not None
     if isinstance(statement, ast.With) and "ExceptionExpected" in ast.unparse(statement.items[0]): return True
     return isinstance(statement, (ast.For, ast.With, ast.If)) and all(map(is_test, statement.body))
 
@@ -101,9 +116,10 @@ def on_files(files, config):
         if not file.src_uri.endswith(".ipynb"): continue
         path = folder / file.src_uri
         path.write_text(json.dumps(for_readers(json.loads(Path(file.abs_src_path).read_text(encoding="utf-8")))), encoding="utf-8")
-        # The path was computed when it was read above and would be kept: it has to be replaced, here and in the file that mkdocs-jupyter wraps.
+        # The path was computed when it was read above and would be kept, so it is replaced here and in the file mkdocs-jupyter wraps.
         for wrapped in (file, getattr(file, "file", file)): wrapped.abs_src_path = str(path)
-    for room, paths in rooms().items(): files.append(File.generated(config, f"rooms/{room or 'foundations'}.md", content=room_page(room, paths)))
+    for room, paths in rooms().items():
+        files.append(File.generated(config, f"rooms/{room or 'foundations'}.md", content=room_page(room, paths)))
     for path in notebooks():
         name = module_of(path)
         files.append(File.generated(config, f"api/{name}.md", content=f"# {name}\n\n{heading(path)[1]}\n\n::: deep_fashion.{name}\n"))

@@ -40,7 +40,11 @@ def readme(notebook):
 def files(root):
     "What is made below `root`, by name."
     paths = [path for name in MADE for path in ([root / name] if (root / name).is_file() else sorted((root / name).rglob("*")))]
-    return {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths if path.suffix in (".py", ".ipynb", ".md") and ".ipynb_checkpoints" not in path.parts}
+    return {
+        str(path.relative_to(root)): path.read_text(encoding="utf-8")
+        for path in paths
+        if path.suffix in (".py", ".ipynb", ".md") and ".ipynb_checkpoints" not in path.parts
+    }
 
 
 def main():
@@ -53,7 +57,9 @@ def main():
     differing = sorted(name for name in {*ours, *made} if ours.get(name) != made.get(name))
     for name in differing:
         print(f"{name} is not what the notebooks make; run: make sync")
-        sys.stdout.writelines(list(difflib.unified_diff(ours.get(name, "").splitlines(True), made.get(name, "").splitlines(True), "here", "made", n=0))[:20])
+        sys.stdout.writelines(
+            list(difflib.unified_diff(ours.get(name, "").splitlines(True), made.get(name, "").splitlines(True), "here", "made", n=0))[:20]
+        )
     print(f"in sync: {len(made) - len(differing)} of {len(made)} files")
     return bool(differing)
 

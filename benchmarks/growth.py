@@ -1,7 +1,7 @@
 """How time and memory grow with the table: `python benchmarks/growth.py`.
 
-Draws a few small photos and repeats them by links to 1, 10 and 100 times `--rows`; reads the table, trains an epoch and tags,
-each in a process of its own. Prints a table and writes `growth.json` to `--out`."""
+Draws a few small photos and links to them from tables of 1, 10 and 100 times `--rows` rows. Reads each table, trains for an epoch
+and tags, each in its own process. Prints a table and writes `growth.json` to `--out`."""
 import argparse
 import json
 import os
@@ -45,24 +45,32 @@ def originals_in(folder):
 
 
 def tagger_in(folder, csv_path, images):
-    "A tagger of small photos, as it is before training."
+    "An untrained tagger for small photos."
     from deep_fashion.data.block import attribute_dls
     from deep_fashion.train.learner import attribute_learner
     from deep_fashion.data.split import split_table
     from deep_fashion.data.table import read_table
 
-    attribute_learner(attribute_dls(split_table(read_table(csv_path, images)), size=32, num_workers=0, cache=False), "resnet18", pretrained=False).export((folder / "learn.pkl").absolute())
+    attribute_learner(
+        attribute_dls(split_table(read_table(csv_path, images)), size=32, num_workers=0, cache=False), "resnet18", pretrained=False
+    ).export((folder / "learn.pkl").absolute())
     return folder / "learn.pkl"
 
 
 def as_table(results):
     lines = ["| rows | what | seconds | seconds per 1,000 rows | MiB |", "|---|---|---|---|---|"]
-    return "\n".join(lines + [f"| {r['rows']:,} | {r['part']} | {r['seconds']:.1f} | {1000 * r['seconds'] / r['rows']:.2f} | {r['mebibytes']:.0f} |" for r in results])
+    return "\n".join(
+        lines
+        + [
+            f"| {r['rows']:,} | {r['part']} | {r['seconds']:.1f} | {1000 * r['seconds'] / r['rows']:.2f} | {r['mebibytes']:.0f} |"
+            for r in results
+        ]
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1000, help="the smallest table (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1000, help="number of rows of the smallest table (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     results, model = [], None
@@ -74,7 +82,20 @@ def main():
             csv_path, images = repeated(folder, n, originals)
             model = model or tagger_in(folder, csv_path, images)
             for part in ("read", "train", "tag"):
-                found = measured("ours.py", "grow", "--part", part, "--csv_path", csv_path, "--img_dir", images, "--model", model, "--cache", folder / "cache")
+                found = measured(
+                    "ours.py",
+                    "grow",
+                    "--part",
+                    part,
+                    "--csv_path",
+                    csv_path,
+                    "--img_dir",
+                    images,
+                    "--model",
+                    model,
+                    "--cache",
+                    folder / "cache",
+                )
                 results.append({"rows": n, "part": part, **found})
                 print(results[-1], file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -74,16 +74,17 @@ def export(args):
 
 def tag(args):
     "From files to a CSV: the time for all photos less the time for the first few."
-    import deep_fashion.tagger as tagger
+    from deep_fashion.predict.tagger import photo_names
+    from deep_fashion.predict.tags import tag
 
-    names = tagger.photo_names(args.img_dir)[: args.limit]
+    names = photo_names(args.img_dir)[: args.limit]
     while len(names) < 1000: names += names
     seconds = {}
     with tempfile.TemporaryDirectory() as d:
         for n in (160, len(names)):
             pd.DataFrame({"filename": names[:n]}).to_csv(Path(d) / "list.csv", index=False)
             start = time.perf_counter()
-            tagger.tag(args.model, args.img_dir, Path(d) / f"{n}.csv", csv_path=Path(d) / "list.csv")
+            tag(model=args.model, img_dir=args.img_dir, out_csv=Path(d) / f"{n}.csv", csv_path=Path(d) / "list.csv")
             seconds[n] = time.perf_counter() - start
     return {"photos_per_second": (len(names) - 160) / (seconds[len(names)] - seconds[160])}
 
@@ -107,7 +108,8 @@ def grow(args):
         from deep_fashion.predict.tags import tag
 
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as d: tag(args.model, args.img_dir, Path(d) / "tags.csv", csv_path=args.csv_path)
+        with tempfile.TemporaryDirectory() as d:
+            tag(model=args.model, img_dir=args.img_dir, out_csv=Path(d) / "tags.csv", csv_path=args.csv_path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {"seconds": time.perf_counter() - start, "mebibytes": peak[0] / 1024, "mebibytes_of_largest_worker": peak[1] / 1024}
 

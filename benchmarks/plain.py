@@ -1,7 +1,7 @@
-"""The baseline: a multi-head resnet18 as people write it first, in plain PyTorch.
+"""The baseline: a typical first multi-head resnet18 in plain PyTorch.
 
-Pillow opens and resizes, loader processes flip, Adam trains, numbers have 32 bits and pixels lie channel by channel.
-Prints one line of JSON: photos per second of wall time, loading included, the first batch left out."""
+Pillow opens and resizes photos, loader processes flip them, and Adam trains in 32 bits with the default memory layout (NCHW).
+Prints one line of JSON: photos per second of wall time, including loading but not the first batch."""
 import argparse
 import json
 import time
@@ -21,7 +21,7 @@ FLIP = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomV
 
 
 class Photos(torch.utils.data.Dataset):
-    "Photos with class indices, a gap being the last class."
+    "Photos with class indices; a missing label is a class of its own."
 
     def __init__(self, csv_path, img_dir, limit, transform):
         rows = pd.read_csv(csv_path, dtype=str).drop_duplicates("filename")

@@ -33,7 +33,13 @@ def command(capsys, tmp_path, monkeypatch):
         try: status = main([str(word) for word in words])
         except SystemExit as stop: status = stop.code
         printed = capsys.readouterr()
-        return SimpleNamespace(status=status, out=printed.out, err=printed.err, lines=[line for line in printed.err.splitlines() if line.startswith("deep_fashion: ")])
+        return SimpleNamespace(
+            status=status,
+            out=printed.out,
+            err=printed.err,
+            lines=[line for line in printed.err.splitlines() if line.startswith("deep_fashion: ")],
+        )
+
     return run
 
 
@@ -52,7 +58,25 @@ def refused(command):
 def trained(samples, tmp_path_factory):
     "The folder of a short run on the sample photos."
     runs = tmp_path_factory.mktemp("runs")
-    assert main(["train", "--run_name", "short", "--csv_path", str(samples.csv), "--img_dir", str(samples.images), "--names", str(samples.names), "--runs_dir", str(runs), *QUICK]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--run_name",
+                "short",
+                "--csv_path",
+                str(samples.csv),
+                "--img_dir",
+                str(samples.images),
+                "--names",
+                str(samples.names),
+                "--runs_dir",
+                str(runs),
+                *QUICK,
+            ]
+        )
+        == 0
+    )
     return runs / "short"
 
 
@@ -86,7 +110,14 @@ def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None: pytest.skip("no Chromium is installed")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=program, args=quiet)
         yield running

@@ -1,4 +1,4 @@
-"The page in the browser, used as a person uses it, and its API, used as a program does."
+"The page as a person uses it in a browser, and its API as a program uses it."
 import json
 import socket
 import sys
@@ -47,8 +47,9 @@ def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples,
     tab.set_input_files("input[type=file]", [*(samples.images / name for name in names), tmp_path / "notes.jpg"])
     tab.get_by_role("status").filter(has_text="2 photos tagged, 1 could not be read").wait_for()
     table = tab.get_by_role("table")
-    assert all(table.get_by_role("rowheader", name=name).is_visible() for name in names) and table.get_by_text("cannot be read as an image").is_visible()
-    # By keyboard: from the first choice of the map to the next.
+    assert all(table.get_by_role("rowheader", name=name).is_visible() for name in names)
+    assert table.get_by_text("cannot be read as an image").is_visible()
+    # The map is chosen by keyboard.
     tab.get_by_label("the photo alone").focus()
     tab.keyboard.press("Tab")
     tab.keyboard.press("Space")
@@ -68,6 +69,28 @@ def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples,
     assert learned.neck[names[0]] == "2"
 
 
+def test_of_two_photos_with_one_name_only_the_corrected_one_changes(browser, served, samples, tmp_path):
+    _, address, corrections = served
+    photos = [tmp_path / folder / "same.jpg" for folder in "ab"]
+    for i, photo in enumerate(photos, start=1):
+        photo.parent.mkdir()
+        photo.write_bytes((samples.images / f"shirt-{i:05}-1.jpg").read_bytes())
+    tab = browser(width=1200)
+    tab.goto(address)
+    tab.set_input_files("input[type=file]", photos)
+    tab.get_by_role("status").filter(has_text="2 photos tagged").wait_for()
+    tab.get_by_label("Photo", exact=True).click()
+    tab.get_by_role("option", name="same.jpg (row 2)").click()
+    tab.get_by_label("pattern is really").click()
+    tab.get_by_role("option", name="dotted").click()
+    tab.get_by_role("button", name="Save corrections").click()
+    tab.get_by_role("status").filter(has_text="pattern dotted").wait_for()
+    first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="same.jpg").all()
+    assert "corrected" in second.inner_text() and "corrected" not in first.inner_text()
+    stored = pd.read_csv(corrections, dtype=str).set_index("filename")
+    assert stored.pattern["same.jpg"] == "3" and tab.errors == []
+
+
 def test_on_a_phone_nothing_sticks_out(browser, served, samples):
     tab = browser(width=390, dark=True)
     tab.goto(served[1])
@@ -76,21 +99,23 @@ def test_on_a_phone_nothing_sticks_out(browser, served, samples):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_a_program_asks_for_tags(client, served, samples, tmp_path):
+def test_api_returns_tags(client, served, samples, tmp_path):
     odd = tmp_path / "größe (1) & so.jpg"
     odd.write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
     (tmp_path / "cut.jpg").write_bytes(odd.read_bytes()[:900])
-    first, second, cut = client.predict([gradio_client.handle_file(path) for path in (odd, samples.images / "shirt-00002-1.jpg", tmp_path / "cut.jpg")], api_name="/tag")
+    paths = odd, samples.images / "shirt-00002-1.jpg", tmp_path / "cut.jpg"
+    first, second, cut = client.predict([gradio_client.handle_file(path) for path in paths], api_name="/tag")
     assert first["filename"] == odd.name and set(first["attributes"]) == {"neck", "sleeve_length", "pattern"}
     assert sum(found["probability"] for found in first["attributes"]["neck"]) == pytest.approx(1, abs=0.01)
     assert "attributes" in second and "cannot be read" in cut["error"]
     assert kept_photos(served[0]) == []
 
 
-def ask(address, paths, **headers):
-    "What the API answers to a request that only names paths, as no upload does."
+def request_tags(address, paths, **headers):
+    "The API's answer to a request that only names paths, without an upload."
     started = httpx.post(f"{address}/gradio_api/call/tag", json={"data": [[{"path": str(path)} for path in paths]]}, headers=headers)
-    return started if started.status_code != 200 else httpx.get(f"{address}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60)
+    if started.status_code != 200: return started
+    return httpx.get(f"{address}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60)
 
 
 def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, samples, tmp_path):
@@ -104,9 +129,10 @@ def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, sam
     inside.mkdir()
     (inside / "photo.jpg").symlink_to(photo)
     (Path(page.folder.name) / "door").symlink_to(folder)
-    paths = [folder / "notes.txt", photo, folder / "absent.jpg", folder, inside / "photo.jpg", Path(page.folder.name) / "door" / "photo.jpg",
+    linked = inside / "photo.jpg", Path(page.folder.name) / "door" / "photo.jpg"
+    paths = [folder / "notes.txt", photo, folder / "absent.jpg", folder, *linked,
              f"{page.folder.name}/linked/../../{photo.relative_to('/')}", page.folder.name, "/etc/hostname", "", "a\0b"]
-    answer = ask(address, paths).text
+    answer = request_tags(address, paths).text
     answers = json.loads(answer.split("data: ", 1)[1].splitlines()[0])[0]
     assert len(answers) == len(paths) and {found["error"] for found in answers} == {"is no file that was uploaded to this page"}
     assert (folder / "notes.txt").read_text() == "mine" and photo.exists() and (inside / "photo.jpg").is_symlink()
@@ -116,7 +142,7 @@ def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, sam
 def test_other_hosts_are_refused(served):
     assert httpx.get(served[1]).status_code == 200
     assert httpx.get(served[1], headers={"Host": "evil.example"}).status_code == 400
-    assert ask(served[1], ["/etc/hostname"], Host="evil.example:7860").status_code == 400
+    assert request_tags(served[1], ["/etc/hostname"], Host="evil.example:7860").status_code == 400
 
 
 def test_uploads_are_bounded(client, served, samples, tmp_path):
@@ -124,9 +150,11 @@ def test_uploads_are_bounded(client, served, samples, tmp_path):
     with pytest.raises(Exception, match="at most 50"): client.predict([photo] * 51, api_name="/tag")
     Image.effect_noise((5000, 5000), 100).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size > 20 * 2**20
-    with pytest.raises(ValueError, match="maximum file size"): client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
-    # Other clients do not look at the size themselves.
-    with (tmp_path / "large.png").open("rb") as photo: assert httpx.post(f"{served[1]}/gradio_api/upload", files={"files": photo}).status_code == 413
+    with pytest.raises(ValueError, match="maximum file size"):
+        client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
+    # Other clients do not check the size themselves.
+    with (tmp_path / "large.png").open("rb") as photo:
+        assert httpx.post(f"{served[1]}/gradio_api/upload", files={"files": photo}).status_code == 413
     assert kept_photos(served[0]) == []
 
 
@@ -134,8 +162,9 @@ def test_mistakes_are_one_line(refused, trained, samples, tmp_path, served, monk
     (tmp_path / "other.csv").write_text("filename,colour\na.jpg,red\n")
     model = trained / "learn.pkl"
     refused("app", "--model", tmp_path / "none.pkl", says=["none.pkl", "no such file"])
-    refused("app", "--model", model, "--port", "0", says=["port", "65535"])
+    refused("app", "--model", model, "--port", "0", says=["port 0", "65535"])
     refused("app", "--model", model, "--corrections", tmp_path / "other.csv", says=["other.csv", "no column 'neck'"])
-    refused("app", "--model", model, "--corrections", tmp_path / "c.csv", "--port", served[1].rsplit(":", 1)[1], says=["port", "cannot be used"])
+    used_port = served[1].rsplit(":", 1)[1]
+    refused("app", "--model", model, "--corrections", tmp_path / "c.csv", "--port", used_port, says=["port", "cannot be used"])
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused("app", "--model", model, says=["gradio is not installed", "deep_fashion[app]"])

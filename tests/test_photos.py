@@ -1,4 +1,4 @@
-"Image files as they come: each is opened right, or named with a reason while the others go on."
+"Image files as users have them: each is opened correctly, or reported with a reason while the others are processed."
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +23,8 @@ def test_lossless_modes_are_the_same_photo(tagger, shirt, tmp_path):
     shirt.save(tmp_path / "rgb.png")
     shirt.convert("RGBA").save(tmp_path / "rgba.png")
     shirt.save(tmp_path / "animated.png", save_all=True, append_images=[Image.new("RGB", shirt.size, "red")])
-    for name in ("rgb.png", "rgba.png", "animated.png"): np.testing.assert_allclose(probabilities(tagger, tmp_path / name), expected, atol=1e-5, err_msg=name)
+    for name in ("rgb.png", "rgba.png", "animated.png"):
+        np.testing.assert_allclose(probabilities(tagger, tmp_path / name), expected, atol=1e-5, err_msg=name)
 
 
 def test_grey_is_the_same_in_8_and_16_bits(tagger, shirt, tmp_path):
@@ -69,7 +70,8 @@ def broken(samples, tmp_path):
     good = (samples.images / "shirt-00001-1.jpg").read_bytes()
     folder = tmp_path / "photos"
     folder.mkdir()
-    contents = {"good.jpg": good, "truncated.jpg": good[: len(good) // 2], "empty.jpg": b"", "text.jpg": b"no picture at all", "header.png": b"\x89PNG\r\n\x1a\n"}
+    contents = {"good.jpg": good, "truncated.jpg": good[: len(good) // 2], "empty.jpg": b"",
+                "text.jpg": b"no picture at all", "header.png": b"\x89PNG\r\n\x1a\n"}
     for name, content in contents.items(): (folder / name).write_bytes(content)
     return folder
 

@@ -1,4 +1,4 @@
-"Tables as people have them: each is read right or refused in one line."
+"Tables as users have them: each is read correctly or refused in one line."
 import pandas as pd
 import pytest
 from conftest import QUICK
@@ -8,7 +8,8 @@ from deep_fashion.data.table import read_table
 
 
 def analyze(samples, csv, out): return "analyze", "--csv_path", csv, "--img_dir", samples.images, "--out", out
-def train(samples, csv, tmp_path, *more): return "train", "--run_name", "a", "--csv_path", csv, "--img_dir", samples.images, "--runs_dir", tmp_path / "runs", *QUICK, *more
+def train(samples, csv, tmp_path, *more):
+    return "train", "--run_name", "a", "--csv_path", csv, "--img_dir", samples.images, "--runs_dir", tmp_path / "runs", *QUICK, *more
 
 
 def test_analyze_leaves_clean_tables_plots_and_summary(command, samples, tmp_path):
@@ -19,7 +20,7 @@ def test_analyze_leaves_clean_tables_plots_and_summary(command, samples, tmp_pat
     assert {"cleaned.csv", "cleaned_missing_as_class.csv", "dropped.csv", "summary.json", "class_shares.png", "examples_neck.png"} <= found
 
 
-def test_nothing_is_dropped_unreported(samples):
+def test_every_dropped_row_is_reported(samples):
     table = read_table(samples.csv, samples.images)
     assert len(table.rows) + len(table.dropped) == len(samples.csv.read_text().splitlines()) - 1
 
@@ -29,7 +30,8 @@ def test_missing_table(refused, samples, tmp_path):
 
 
 def test_missing_folder(refused, samples, tmp_path):
-    refused("analyze", "--csv_path", samples.csv, "--img_dir", tmp_path / "nowhere", "--out", tmp_path / "out", says=["nowhere", "no such folder"])
+    words = "analyze", "--csv_path", samples.csv, "--img_dir", tmp_path / "nowhere", "--out", tmp_path / "out"
+    refused(*words, says=["nowhere", "no such folder"])
 
 
 @pytest.mark.parametrize("text, says", [
@@ -41,7 +43,7 @@ def test_missing_folder(refused, samples, tmp_path):
     ("filename,neck,neck\na.jpg,1,2\n", ["'neck'", "twice"]),
     ("filename,neck\nabsent.jpg,1\n", ["none of its 1 rows", "absent.jpg", "no such image"]),
 ])
-def test_tables_that_are_none(refused, samples, table, tmp_path, text, says):
+def test_invalid_tables(refused, samples, table, tmp_path, text, says):
     refused(*analyze(samples, table(text), tmp_path / "out"), says=["table.csv", *says])
 
 
@@ -62,7 +64,8 @@ def test_attribute_without_labels(refused, samples, table, rows, tmp_path):
 
 
 def test_one_photo_in_all(refused, samples, table, rows, tmp_path):
-    refused(*train(samples, table(rows.iloc[[5]].assign(neck="1", sleeve_length="1", pattern="1").to_csv(index=False)), tmp_path), says=["1 usable photo"])
+    single = rows.iloc[[5]].assign(neck="1", sleeve_length="1", pattern="1")
+    refused(*train(samples, table(single.to_csv(index=False)), tmp_path), says=["1 usable photo"])
 
 
 def test_two_photos_of_one_product(refused, samples, table, tmp_path, rows):
@@ -87,22 +90,24 @@ def test_attribute_with_one_class_is_kept_beside_others(command, samples, table,
 def test_any_number_of_attributes(command, samples, table, rows, tmp_path, n):
     several = rows[["filename"]].assign(**{f"attribute {i}": rows[list(rows.columns)[1 + i % 3]] for i in range(n)})
     assert command(*train(samples, table(several.to_csv(index=False)), tmp_path)).status == 0
-    result = command("test", "--model", tmp_path / "runs/a/learn.pkl", "-i", samples.images / "shirt-00001-1.jpg", "--out_csv", tmp_path / "row.csv")
+    photo = samples.images / "shirt-00001-1.jpg"
+    result = command("test", "--model", tmp_path / "runs/a/learn.pkl", "-i", photo, "--out_csv", tmp_path / "row.csv")
     assert len(result.out.splitlines()) == n and len((tmp_path / "row.csv").read_text().splitlines()[0].split(",")) == n + 1
 
 
 def test_only_attribute_has_one_class(refused, samples, table, rows, tmp_path):
-    refused(*train(samples, table(rows[["filename"]].assign(brand="ours").to_csv(index=False)), tmp_path), says=["nothing to learn", "brand: ours"])
+    csv = table(rows[["filename"]].assign(brand="ours").to_csv(index=False))
+    refused(*train(samples, csv, tmp_path), says=["nothing to learn", "brand: ours"])
 
 
-def test_a_title_is_no_attribute(refused, samples, tmp_path, table):
+def test_title_column_as_attribute(refused, samples, tmp_path, table):
     names = [f"shirt-{i}.jpg" for i in range(150)]
     for name in names: (tmp_path / name).write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
     csv = table("filename,title,neck\n" + "".join(f"{name},Shirt number {i},1\n" for i, name in enumerate(names)))
     refused("analyze", "--csv_path", csv, "--img_dir", tmp_path, "--out", tmp_path / "out", says=["'title'", "150 different values"])
 
 
-def test_names_that_fit_no_attribute(refused, samples, tmp_path):
+def test_names_of_unknown_attribute(refused, samples, tmp_path):
     (tmp_path / "names.json").write_text('{"colour": {"0": "red"}}')
     refused(*analyze(samples, samples.csv, tmp_path / "out"), "--names", tmp_path / "names.json", says=["colour"])
     (tmp_path / "names.json").write_text("neck: 0")
@@ -121,13 +126,14 @@ def test_odd_file_names(samples, table, tmp_path):
 
 
 def test_odd_attribute_names(command, samples, table, rows, tmp_path):
-    "Names that no Python identifier may have, or that a module or data frame has already."
+    "Names that cannot be Python identifiers, or that are attributes of modules or data frames."
     renamed = rows.rename(columns={"neck": "type", "sleeve_length": "sleeve.length/cm", "pattern": "größe, usw"})
     for name in ("line", "product", "label", "attribute", "index", "shape", "path", "reason"): renamed[name] = rows.neck
     assert command(*train(samples, table(renamed.to_csv(index=False)), tmp_path)).status == 0
-    result = command("evaluate", "--model", tmp_path / "runs/a/learn.pkl", "--csv_path", tmp_path / "table.csv", "--img_dir", samples.images)
+    data = "--csv_path", tmp_path / "table.csv", "--img_dir", samples.images
+    result = command("evaluate", "--model", tmp_path / "runs/a/learn.pkl", *data)
     assert result.status == 0 and "größe, usw" in result.out
-    assert command("analyze", "--csv_path", tmp_path / "table.csv", "--img_dir", samples.images, "--out", tmp_path / "out").status == 0
+    assert command("analyze", *data, "--out", tmp_path / "out").status == 0
 
 
 @pytest.mark.parametrize("name, says", [("mean", "rename it"), ("is_valid", "valid_column")])
@@ -156,8 +162,9 @@ def test_split_by_second_table(samples, rows, table, command, tmp_path):
 
 def test_label_that_only_validation_has(samples, rows, table, command, tmp_path):
     "The vocab covers both tables, so no label is unknown in training."
-    second = rows[45:55].assign(neck="never seen")
-    assert command(*train(samples, table(rows[:40].to_csv(index=False), "first.csv"), tmp_path, "--valid_csv", table(second.to_csv(index=False), "second.csv"))).status == 0
+    first = table(rows[:40].to_csv(index=False), "first.csv")
+    second = table(rows[45:55].assign(neck="never seen").to_csv(index=False), "second.csv")
+    assert command(*train(samples, first, tmp_path, "--valid_csv", second)).status == 0
 
 
 def test_flixstock_is_read_with_nothing_lost(real_data):
@@ -185,8 +192,11 @@ def test_a_line_without_a_file_name(samples, table):
     assert list(found.rows.filename) == ["shirt-00001-1.jpg"] and list(found.dropped.reason) == ["no file name"]
 
 
-@pytest.mark.parametrize("name, content, says", [("train_attr.txt", "0 1\n", "expected 1, one per attribute type"), ("list_attr_cloth.txt", "1\nname type\nfloral\n", "line 3"),
-                                                 ("train.txt", "a.jpg\nb.jpg\n", "names 2 photos")])
+@pytest.mark.parametrize("name, content, says", [
+    ("train_attr.txt", "0 1\n", "expected 1, one per attribute type"),
+    ("list_attr_cloth.txt", "1\nname type\nfloral\n", "line 3"),
+    ("train.txt", "a.jpg\nb.jpg\n", "names 2 photos"),
+])
 def test_deepfashion_layout_that_is_malformed(tmp_path, name, content, says):
     (tmp_path / "split").mkdir()
     good = {"list_attr_cloth.txt": "1\nname type\nfloral 1\n", "train.txt": "a.jpg\n", "train_attr.txt": "0\n"}
@@ -197,3 +207,16 @@ def test_deepfashion_layout_that_is_malformed(tmp_path, name, content, says):
 def test_deepfashion_layout_that_is_incomplete(tmp_path):
     (tmp_path / "split").mkdir()
     with pytest.raises(InputError, match="list_attr_cloth.txt"): read_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header, word",
+    [
+        ("filename,neck,neck_confidence", "'neck_confidence' looks like a prediction of 'neck'"),
+        ("filename,a,a=b", "'a=b'"),
+        ("filename,neck,", "has no name"),
+    ],
+)
+def test_columns_that_would_be_mistaken(refused, samples, table, header, word):
+    csv = table(f"{header}\nshirt-00001-1.jpg,1,2\n")
+    refused("analyze", "--csv_path", csv, "--img_dir", samples.images, says=[word])

@@ -44,7 +44,8 @@ def test_a_folder_and_one_photo_agree(command, model, samples, tmp_path):
     for filename in tags.index[:5]:
         _, indices, probabilities = tagger.predict(samples.images / filename)
         assert tags.loc[filename, ATTRIBUTES].tolist() == tagger.vocab.decode(indices)
-        np.testing.assert_allclose(tags.loc[filename, "neck_confidence":].astype(float), [float(p.max()) for p in probabilities.values()], atol=1e-3)
+        confidences = tags.loc[filename, "neck_confidence":].astype(float)
+        np.testing.assert_allclose(confidences, [float(p.max()) for p in probabilities.values()], atol=1e-3)
 
 
 def test_workers_give_the_same_tags(command, model, samples, tmp_path):
@@ -71,42 +72,49 @@ def test_odd_names_survive(command, model, samples, tmp_path):
 
 
 def test_missing_as_a_class_is_written_as_a_gap(samples, tmp_path, command):
-    "A head that always says its last class says that the label is missing."
-    assert command("train", "--run_name", "gaps", "--csv_path", samples.csv, "--img_dir", samples.images, "--missing", "class", "--runs_dir", tmp_path, *QUICK).status == 0
+    "With --missing class the last class of a head means that the label is missing; here the head always predicts it."
+    words = ["--csv_path", samples.csv, "--img_dir", samples.images, "--missing", "class", "--runs_dir", tmp_path]
+    assert command("train", "--run_name", "gaps", *words, *QUICK).status == 0
     tagger = load_tagger(tmp_path / "gaps/learn.pkl")
     with torch.no_grad(): tagger.model.heads[0][-1].bias[-1] = 1e4
     tagger.export(tmp_path / "always_missing.pkl")
-    command("tag", "--model", tmp_path / "always_missing.pkl", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")
+    always_missing = ["--model", tmp_path / "always_missing.pkl"]
+    command("tag", *always_missing, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")
     tags = read(tmp_path / "tags.csv")
     assert set(tags.neck) == {"#N/A"} and set(tags.neck_confidence) == {"1.0000"}
-    command("test", "--model", tmp_path / "always_missing.pkl", "-i", samples.images / "shirt-00001-1.jpg", "--out_csv", tmp_path / "row.csv", "--out_image", tmp_path / "row.png")
+    outputs = ["--out_csv", tmp_path / "row.csv", "--out_image", tmp_path / "row.png"]
+    command("test", *always_missing, "-i", samples.images / "shirt-00001-1.jpg", *outputs)
     assert read(tmp_path / "row.csv").neck[0] == "#N/A"
 
 
 def test_scores_as_table_and_json(command, model, samples, tmp_path):
-    result = command("evaluate", "--model", model, "--csv_path", samples.csv, "--img_dir", samples.images, "--out", tmp_path / "scores.json")
-    assert result.status == 0 and [line.split()[0] for line in result.out.splitlines()] == ["attribute", *ATTRIBUTES, "mean"]
+    labelled = ["--csv_path", samples.csv, "--img_dir", samples.images]
+    result = command("evaluate", "--model", model, *labelled, "--out", tmp_path / "scores.json")
+    assert result.status == 0 and [line.split()[0] for line in result.out.splitlines()[1:]] == ["attribute", *ATTRIBUTES, "mean"]
     scores = read_json(tmp_path / "scores.json")
     truth = read(samples.csv).drop_duplicates("filename", keep=False).set_index("filename")
     command("tag", "--model", model, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")
     tags = read(tmp_path / "tags.csv").set_index("filename")
-    both = truth.join(tags, rsuffix="_said", how="inner").query("pattern != '#N/A'")
-    assert abs((both.pattern == both.pattern_said).mean() - scores["attributes"]["pattern"]["accuracy"]) < 0.05
+    both = truth.join(tags, rsuffix="_predicted", how="inner").query("pattern != '#N/A'")
+    assert abs((both.pattern == both.pattern_predicted).mean() - scores["attributes"]["pattern"]["accuracy"]) < 0.05
 
 
 def test_labels_the_model_does_not_know(refused, model, samples, table):
     csv = table("filename,neck,sleeve_length,pattern\nshirt-00001-1.jpg,77,0,0\n")
-    refused("evaluate", "--model", model, "--csv_path", csv, "--img_dir", samples.images, says=["shirt-00001-1.jpg", "'neck'", "'77'", "known are 0, 1"])
+    refused("evaluate", "--model", model, "--csv_path", csv, "--img_dir", samples.images,
+            says=["shirt-00001-1.jpg", "'neck'", "'77'", "known are 0, 1"])
 
 
 def test_a_table_without_the_attributes(refused, model, samples, table):
-    refused("evaluate", "--model", model, "--csv_path", table("filename,colour\nshirt-00001-1.jpg,1\n"), "--img_dir", samples.images, says=["no column 'neck'"])
+    csv = table("filename,colour\nshirt-00001-1.jpg,1\n")
+    refused("evaluate", "--model", model, "--csv_path", csv, "--img_dir", samples.images, says=["no column 'neck'"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x80\x04N."])
-def test_models_that_are_none(refused, samples, tmp_path, content):
+def test_files_that_are_no_model(refused, samples, tmp_path, content):
     (tmp_path / "model.pkl").write_bytes(content)
-    for words in (["test", "-i", samples.images / "shirt-00001-1.jpg"], ["tag", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"],
+    for words in (["test", "-i", samples.images / "shirt-00001-1.jpg"],
+                  ["tag", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"],
                   ["evaluate", "--csv_path", samples.csv, "--img_dir", samples.images]):
         refused(*words, "--model", tmp_path / "model.pkl", says=["model.pkl", "learn.pkl"])
     assert not (tmp_path / "tags.csv").exists()
@@ -114,21 +122,23 @@ def test_models_that_are_none(refused, samples, tmp_path, content):
 
 def test_models_of_another_program(refused, model, samples, tmp_path):
     from fastai.learner import Learner
+    photo = samples.images / "shirt-00001-1.jpg"
     torch.save(torch.nn.Linear(2, 2), tmp_path / "other.pkl")
-    refused("test", "--model", tmp_path / "other.pkl", "-i", samples.images / "shirt-00001-1.jpg", says=["other.pkl", "is no learner"])
+    refused("test", "--model", tmp_path / "other.pkl", "-i", photo, says=["other.pkl", "is no tagger"])
     tagger = load_tagger(model)
     Learner(tagger.dls, tagger.model, loss_func=tagger.loss_func, path=tmp_path).export("plain.pkl")
-    refused("test", "--model", tmp_path / "plain.pkl", "-i", samples.images / "shirt-00001-1.jpg", says=["holds a Learner", "AttributeLearner"])
+    refused("test", "--model", tmp_path / "plain.pkl", "-i", photo, says=["holds a Learner", "AttributeLearner"])
 
 
 def test_outputs_that_exist_or_cannot_be_written(refused, model, samples, tmp_path):
-    (tmp_path / "mine.csv").write_text("mine")
-    photo = samples.images / "shirt-00001-1.jpg"
-    for option in ("--out_csv", "--out_image"): refused("test", "--model", model, "-i", photo, option, tmp_path / "mine.csv", says=["mine.csv", "is kept"])
-    refused("tag", "--model", model, "--img_dir", samples.images, "--out_csv", tmp_path / "mine.csv", says=["is kept"])
-    refused("tag", "--model", model, "--img_dir", samples.images, "--out_csv", tmp_path / "mine.csv" / "tags.csv", says=["cannot be written"])
-    refused("evaluate", "--model", model, "--csv_path", samples.csv, "--img_dir", samples.images, "--out", tmp_path / "mine.csv", says=["is kept"])
-    assert (tmp_path / "mine.csv").read_text() == "mine"
+    mine, photo = tmp_path / "mine.csv", samples.images / "shirt-00001-1.jpg"
+    mine.write_text("mine")
+    for option in ("--out_csv", "--out_image"): refused("test", "--model", model, "-i", photo, option, mine, says=["mine.csv", "is kept"])
+    tag = ["tag", "--model", model, "--img_dir", samples.images]
+    refused(*tag, "--out_csv", mine, says=["is kept"])
+    refused(*tag, "--out_csv", mine / "tags.csv", says=["cannot be written"])
+    refused("evaluate", "--model", model, "--csv_path", samples.csv, "--img_dir", samples.images, "--out", mine, says=["is kept"])
+    assert mine.read_text() == "mine"
 
 
 def test_a_folder_without_images(refused, model, tmp_path):
@@ -138,8 +148,11 @@ def test_a_folder_without_images(refused, model, tmp_path):
 
 
 def test_load_learner_in_a_fresh_process(model, samples, tmp_path):
-    "What a program does that knows nothing but fastai."
-    code = f"from fastai.vision.all import load_learner; n, i, p = load_learner({str(model)!r}).predict({str(samples.images / 'shirt-00001-1.jpg')!r}); print(dict(n), i.tolist(), [len(o) for o in p.values()])"
-    printed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    "A program that imports only fastai can load the tagger and predict."
+    photo = samples.images / "shirt-00001-1.jpg"
+    code = ["from fastai.vision.all import load_learner",
+            f"names, indices, probabilities = load_learner({str(model)!r}).predict({str(photo)!r})",
+            "print(dict(names), indices.tolist(), [len(o) for o in probabilities.values()])"]
+    printed = subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(code)], capture_output=True, text=True, cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
     assert "'neck': " in printed.stdout and printed.stdout.strip().endswith("[6, 4, 6]")

@@ -12,15 +12,53 @@ from deep_fashion.predict.tagger import load_tagger
 
 @pytest.fixture
 def train(samples, tmp_path):
-    def words(name, *more): return "train", "--run_name", name, "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path / "runs", *QUICK, *more
+    def words(name, *more):
+        return (
+            "train",
+            "--run_name",
+            name,
+            "--csv_path",
+            samples.csv,
+            "--img_dir",
+            samples.images,
+            "--runs_dir",
+            tmp_path / "runs",
+            *QUICK,
+            *more,
+        )
+
     return words
 
 
 def test_a_run_leaves_what_it_promises(trained):
-    assert {path.name for path in trained.iterdir()} == {"learn.pkl", "metrics.json", "report.html", "batches.csv", "history.csv", "loss.png", "config.json", "split.csv", "dropped.csv", "checkpoint.pth", "predictions.csv"}
+    assert {path.name for path in trained.iterdir()} == {
+        "learn.pkl",
+        "metrics.json",
+        "report.html",
+        "batches.csv",
+        "history.csv",
+        "loss.png",
+        "config.json",
+        "config.toml",
+        "split.csv",
+        "dropped.csv",
+        "checkpoint.pth",
+        "predictions.csv",
+    }
     metrics, config = read_json(trained / "metrics.json"), read_json(trained / "config.json")
     assert set(metrics["attributes"]) == {"neck", "sleeve_length", "pattern"}
-    assert {"photos", "accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1", "macro_f1_low", "macro_f1_high", "balanced_accuracy", "calibration_error", "coverage_at_95"} == set(metrics["mean"])
+    assert {
+        "photos",
+        "accuracy",
+        "macro_f1",
+        "majority_accuracy",
+        "majority_macro_f1",
+        "macro_f1_low",
+        "macro_f1_high",
+        "balanced_accuracy",
+        "calibration_error",
+        "coverage_at_95",
+    } == set(metrics["mean"])
     assert config["settings"]["random_seed"] == 42 and config["versions"]["fastai"]
 
 
@@ -61,7 +99,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_
     finish_epoch = RunCheckpoint.after_epoch
     def stop(self):
         finish_epoch(self)
-        if len(self.rows) == epochs_before_stop: raise KeyboardInterrupt
+        if len(self.history.rows) == epochs_before_stop: raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoint, "after_epoch", stop)
         stopped = command(*train("stopped", *words))
@@ -75,8 +113,21 @@ def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_
 def test_nothing_to_resume(refused, train): refused(*train("none", "--resume"), says=["no run of that name"])
 
 
-@pytest.mark.parametrize("option, value", [("--epochs", "-1"), ("--epochs", "0"), ("--batch_size", "1"), ("--size", "3"), ("--valid_pct", "1.5"), ("-lr", "0"), ("--arch", "resnet1"), ("--weights", "none.pth"),
-                                           ("--group_pattern", "("), ("--names", "none.json")])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--epochs", "-1"),
+        ("--epochs", "0"),
+        ("--batch_size", "1"),
+        ("--size", "3"),
+        ("--valid_pct", "1.5"),
+        ("-lr", "0"),
+        ("--arch", "resnet1"),
+        ("--weights", "none.pth"),
+        ("--group_pattern", "("),
+        ("--names", "none.json"),
+    ],
+)
 def test_options_out_of_range(refused, train, option, value, tmp_path):
     refused(*train("wrong", option, value), says=[value] if option != "--epochs" else ["epochs"])
     assert not (tmp_path / "runs/wrong").exists()
@@ -126,7 +177,25 @@ def test_offline_weights(command, samples, tmp_path):
     from deep_fashion.model.body import create_backbone, offline_file, read_weights
     released, loaded = read_weights(offline_file("tf_efficientnet_lite0")), create_backbone("tf_efficientnet_lite0").state_dict()
     assert len(released) == len(loaded) and all(torch.equal(a, b) for a, b in zip(released.values(), loaded.values(), strict=True))
-    words = ["train", "--run_name", "lite", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, "--arch", "tf_efficientnet_lite0", "--size", "64", "-ep", "0", "-nw", "0"]
+    words = [
+        "train",
+        "--run_name",
+        "lite",
+        "--csv_path",
+        samples.csv,
+        "--img_dir",
+        samples.images,
+        "--runs_dir",
+        tmp_path,
+        "--arch",
+        "tf_efficientnet_lite0",
+        "--size",
+        "64",
+        "-ep",
+        "0",
+        "-nw",
+        "0",
+    ]
     assert command(*words).status == 0
     stats = [t for t in load_tagger(tmp_path / "lite/learn.pkl").dls.after_batch.fs if hasattr(t, "mean")]
     assert stats[0].mean.flatten().tolist() == pytest.approx([0.498] * 3)
@@ -134,6 +203,62 @@ def test_offline_weights(command, samples, tmp_path):
 
 def test_learning_rate_is_found_and_kept(command, samples, tmp_path):
     words = [w for w in QUICK if w not in ("-lr", "0.003")]
-    assert command("train", "--run_name", "found", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, *words).status == 0
+    assert (
+        command(
+            "train", "--run_name", "found", "--csv_path", samples.csv, "--img_dir", samples.images, "--runs_dir", tmp_path, *words
+        ).status
+        == 0
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"found"}
     assert 1e-6 < json.loads((tmp_path / "found/config.json").read_text())["found_learning_rate"] < 1
+
+
+def test_a_column_called_fold_is_the_users_own(command, samples, tmp_path):
+    "In the table, `fold` means nothing to a single split; as an attribute it is refused."
+    rows = pd.read_csv(samples.csv, dtype=str)
+    rows.assign(fold=[str(i % 3) for i in range(len(rows))]).to_csv(tmp_path / "fold.csv", index=False)
+    words = ["train", "--csv_path", tmp_path / "fold.csv", "--img_dir", samples.images, "--no-report", *QUICK]
+    assert command(*words, "--run_name", "a", "--attributes", "neck,pattern").status == 0
+    assert read_json(tmp_path / "runs/a/config.json")["plan"]["folds"] == 1 and "is_valid" in pd.read_csv(tmp_path / "runs/a/split.csv")
+    refused = command(*words, "--run_name", "b")
+    assert refused.status == 2 and "'fold' cannot be an attribute" in refused.err
+
+
+def test_outputs_never_replace_each_other(refused, train, tmp_path, trained, samples):
+    runs = tmp_path / "runs"
+    refused(*train("a", "--lossgraph_path", runs / "a/metrics.json"), says=["metrics.json", "another file of the run"])
+    refused(*train("a", "--checkpoint_path", runs / "a/learn.pkl"), says=["learn.pkl", "another file of the run"])
+    refused(*train("a", "--checkpoint_path", tmp_path / "x", "--lossgraph_path", tmp_path / "x"), says=["another file of the run"])
+    refused(
+        "evaluate",
+        "--model",
+        trained,
+        "--csv_path",
+        samples.csv,
+        "--img_dir",
+        samples.images,
+        "--out",
+        tmp_path / "f.html",
+        says=["f.html"],
+    )
+    refused(
+        "test", "--model", trained, "-i", samples.images / "shirt-00001-1.jpg", "--out_image", "o", "--out_csv", "o", says=["two files"]
+    )
+
+
+def test_a_damaged_run_is_explained(refused, command, train, tmp_path):
+    run = tmp_path / "runs/a"
+    assert command(*train("a")).status == 0
+    (run / "report.html").unlink()
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text("{}")
+    refused(*train("a", "--resume"), says=["config.json", "damaged"])
+    (run / "config.json").write_text(config.replace('"crops"', '"views"'))
+    refused(*train("a", "--resume"), says=["config.json", "another version"])
+    (run / "config.json").write_text(config)
+    refused(*train("a", "--resume", "-ep", "2"), says=["was started with epochs 1"])
+    (run / "learn.pkl").unlink()
+    (run / "checkpoint.pth").write_bytes(b"PK")
+    refused(*train("a", "--resume"), says=["checkpoint.pth", "remove it"])
+    (run / "checkpoint.pth").unlink()
+    assert command(*train("a", "--resume")).status == 0 and (run / "learn.pkl").exists()

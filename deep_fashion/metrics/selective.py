@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['coverage_at', 'confidences_of', 'confidence_thresholds']
 
-# %% ../../nbs/42_metrics.selective.ipynb #50878777
+# %% ../../nbs/42_metrics.selective.ipynb #77ea0cb4
 import numpy as np
 import pandas as pd
 import torch
@@ -14,43 +14,46 @@ from torch import Tensor
 from ..data.titles import wilson_lower_bound
 from ..data.vocab import AttributeVocab, mask_missing
 from ..model.network import split_logits
+from .calibration import confidence_and_correctness
 
-# %% ../../nbs/42_metrics.selective.ipynb #07a1bd1b
+# %% ../../nbs/42_metrics.selective.ipynb #b62507e0
 def coverage_at(
-    confidence, # Of every decision
-    right, # Whether it was right
-    precision:float=.95, # Share that has to be right
-    sure:bool=False, # Count the lower end of the interval of precision, not its value
+    confidence, # Of every prediction
+    correct, # Whether it is correct
+    precision:float=.95, # Required share of correct predictions
+    lower_bound:bool=False, # Require it of the lower end of the precision's interval
 ) -> tuple: # Share of photos at or above the threshold, and the threshold; (0., None) if there is none
-    "The largest share of photos, the most confident first, that are right often enough."
-    confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
+    "The largest share of photos, most confident first, at which the required precision is reached."
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     order = np.argsort(-confidence, kind='stable')
-    n, hits = np.arange(1, len(order) + 1), right[order].cumsum()
-    enough = (wilson_lower_bound(hits, n) if sure else hits/n) >= precision
-    # Photos of the same confidence stand or fall together.
-    enough &= np.append(np.diff(confidence[order]) < 0, True)
-    if not enough.any(): return 0., None
-    last = np.flatnonzero(enough)[-1]
+    n, hits = np.arange(1, len(order) + 1), correct[order].cumsum()
+    reached = (wilson_lower_bound(hits, n) if lower_bound else hits/n) >= precision
+    # A threshold cannot separate photos of the same confidence.
+    reached &= np.append(np.diff(confidence[order]) < 0, True)
+    if not reached.any(): return 0., None
+    last = np.flatnonzero(reached)[-1]
     return (last + 1)/len(order), float(confidence[order][last])
 
-# %% ../../nbs/42_metrics.selective.ipynb #b6e5c698
+# %% ../../nbs/42_metrics.selective.ipynb #a2b13960
 def confidences_of(
     probabilities:Tensor, # Of all attributes (photos, sum of sizes)
     targets:Tensor, # Class indices (photos, attributes), -1 where unknown
     vocab:AttributeVocab, # The attributes and their classes
-) -> dict: # attribute -> confidence and whether it was right, two arrays
-    "Confidences of the decisions on labelled photos, per attribute."
+) -> dict: # attribute -> confidences and whether the predictions are correct, two arrays
+    "Confidence and correctness of the predictions for labelled photos, per attribute."
     targets, found = mask_missing(torch.as_tensor(targets), vocab), {}
     for i, (attribute, head) in enumerate(zip(vocab.attributes, split_logits(probabilities, vocab.sizes))):
         known = targets[:, i] >= 0
-        confidence, predicted = head[known].max(1)
-        found[attribute] = confidence.numpy(), (predicted == targets[known, i]).numpy()
+        confidence, correct = confidence_and_correctness(head[known], targets[known, i])
+        found[attribute] = confidence.numpy(), correct.numpy()
     return found
 
+# %% ../../nbs/42_metrics.selective.ipynb #6d04c8e9
 def confidence_thresholds(
     confidences:dict, # As `confidences_of` returns them
-    precision:float, # Share of the tags that has to be right
+    precision:float, # Required share of correct tags
 ) -> pd.DataFrame: # Per attribute: `threshold` (NaN where none is high enough) and `coverage`
-    "The lowest confidence per attribute from which on tags are right often enough, and the share of photos above it."
-    found = {attribute: coverage_at(*of_attribute, precision, sure=True) for attribute, of_attribute in confidences.items()}
-    return pd.DataFrame([(threshold, coverage) for coverage, threshold in found.values()], index=pd.Index(found, name='attribute'), columns=['threshold', 'coverage']).astype(float)
+    "The lowest confidence per attribute at which tags are correct often enough, and the share of photos at or above it."
+    found = {a: coverage_at(*of_attribute, precision, lower_bound=True) for a, of_attribute in confidences.items()}
+    rows = [(threshold, coverage) for coverage, threshold in found.values()]
+    return pd.DataFrame(rows, index=pd.Index(found, name='attribute'), columns=['threshold', 'coverage']).astype(float)

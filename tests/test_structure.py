@@ -1,0 +1,76 @@
+"The house: rooms in the order data flows, modules that keep to themselves, functions that fit on a screen."
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+MODULES = [path.stem.partition("_")[2] for path in NOTEBOOKS]
+
+
+def file_of(module): return ROOT / "deep_fashion" / f"{module.replace('.', '/')}.py"
+def tree_of(module): return ast.parse(file_of(module).read_text(encoding="utf-8"))
+
+
+def imports_of(module):
+    "Modules of this project that are imported anywhere in `module`, with the names."
+    package = ["deep_fashion", *module.split(".")[:-1]]
+    for node in ast.walk(tree_of(module)):
+        if not isinstance(node, ast.ImportFrom): continue
+        base = package[:len(package) - node.level + 1] if node.level else []
+        name = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        if name.startswith("deep_fashion."): yield name.removeprefix("deep_fashion."), [alias.name for alias in node.names]
+
+
+def functions_of(module):
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef): yield node
+
+
+def test_every_module_has_a_notebook():
+    made = {".".join(path.relative_to(ROOT / "deep_fashion").with_suffix("").parts) for path in (ROOT / "deep_fashion").rglob("[a-z]*.py")}
+    assert made == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_a_later_one(module):
+    for imported, _ in imports_of(module): assert MODULES.index(imported) < MODULES.index(module), imported
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_stay_at_home(module):
+    assert [name for _, names in imports_of(module) for name in names if name.startswith("_") and name != "__version__"] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_small(module):
+    for function in functions_of(module):
+        arguments = [
+            a.arg for a in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs] if a.arg not in ("self", "cls")
+        ]
+        assert len(arguments) <= 7, function.name
+        assert function.end_lineno - function.lineno < 28, function.name
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_small_and_introduced(notebook):
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    first = "".join(content["cells"][0]["source"])
+    assert re.match(r"# \w+\n\n> .{30,140}(\n|$)", first), first
+    assert sum(len("".join(cell["source"])) for cell in content["cells"]) < 25_000
+
+
+def test_readme_names_every_module_and_file_of_a_run():
+    from deep_fashion.run import RUN_FILES
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS: assert f"nbs/{path.name}" in text, path.name
+    for file, _ in RUN_FILES.values(): assert f"`{file}`" in text, file
+
+
+def test_all_brings_every_module_but_the_faces():
+    assert {imported for imported, _ in imports_of("all")} == {
+        module for module in MODULES if not module.startswith("app.") and module not in ("cli", "all")
+    }
