@@ -300,7 +300,7 @@ def main(
     arguments:list=None, # Words of the command line (default: those this program was called with)
 ) -> int: # Exit status
     "Run a command; a mistake in the input is one line on standard error and status 2."
-    # Notices of the libraries below are of no use to people who tag photos.
+    # Warnings of other libraries are noise to people who tag photos.
     warnings.filterwarnings('ignore', module=r'(torch|fastai|fasttransform|fastcore|timm|huggingface_hub|gradio|captum)\b')
     warnings.showwarning = _one_line_warning
     arguments = sys.argv[1:] if arguments is None else list(arguments)

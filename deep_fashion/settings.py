@@ -29,7 +29,7 @@ def option(
     help:str, # What it does, for help and documentation
     group:str='everyday', # One of `GROUPS`
     flags:tuple=(), # Further spellings on the command line
-    metavar:str=None, # What stands for its value in help
+    metavar:str=None, # Placeholder for its value in help
     saved:bool=True, # Part of configuration files
     **limits, # As `pydantic.Field` takes them: `ge`, `gt`, `le`, `lt`
 ) -> Any:
@@ -79,7 +79,7 @@ def _in_words(error, settings_type):
 
 # %% ../nbs/01_settings.ipynb #45d79c53
 def repr_as_dict(value) -> dict:
-    "Stands for what JSON does not know, such as a date, so that it is of no type a setting can have."
+    "A dictionary in place of a value that JSON lacks, such as a date: no setting accepts it."
     return dict(value=str(value))
 
 class CommandSettings(BaseModel):
