@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'shorten_list', 'new_file', 'new_folder', 'whole_file', 'write_json', 'write_csv',
-           'read_json', 'safe_file_name', 'versions', 'requires_extra']
+           'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
 import json
@@ -14,7 +14,8 @@ import re
 import tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import ModuleType
 
 # %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
@@ -112,6 +113,25 @@ def safe_file_name(
 ) -> str:
     "`name` with each run of characters other than letters, digits, `-` and `_` replaced by `_`."
     return re.sub(r'[^\w-]+', '_', name)
+
+# %% ../nbs/00_core.ipynb #7548cbce
+def as_path(
+    path:str, # With slashes
+) -> Path:
+    "`path` as the class of this operating system."
+    return Path(path)
+
+def portable_pickle(
+    pickle_module, # `pickle` or a module like it
+) -> ModuleType:
+    "A module like `pickle_module` that pickles paths for any operating system, absolute ones without their folder."
+    class Pickler(pickle_module.Pickler):
+        def reducer_override(self, o):
+            if isinstance(o, PurePath): return as_path, (o.name if o.is_absolute() else o.as_posix(),)
+            return super().reducer_override(o) if hasattr(pickle_module.Pickler, 'reducer_override') else NotImplemented
+    module = ModuleType(pickle_module.__name__)
+    module.Pickler = Pickler
+    return module
 
 # %% ../nbs/00_core.ipynb #ba991902
 def versions() -> dict: # Library -> version, None where it is not installed

@@ -273,6 +273,7 @@ class Settings(_Output):
     feature_variants: int = option(4, "augmented variants of each photo whose features are kept while the body is frozen; "
                                       "0: computed in every epoch", 'speed', metavar='N', ge=0)
     bfloat16: bool|None = _BFLOAT16
+    plain: bool = option(False, "plain fastai: nothing that makes training faster", 'speed')
 
     @model_validator(mode='after')
     def _trains_something(self):

@@ -24,11 +24,13 @@ def _raw_chunks(csv_path, size):
     except (pd.errors.ParserError, ValueError) as e: raise InputError(f"{csv_path}: is not a CSV table ({str(e).strip()})") from e
 
 # %% ../../nbs/12_data.csv_file.ipynb #46d9f267
-def _check_columns(columns, csv_path):
-    "The names in the header line, once they are known to be usable."
+def _check_columns(columns, csv_path, fn_col):
+    "The names in the header line, once they are known to be usable; that of the file names becomes `filename`."
     if '\0' in ''.join(columns): raise InputError(f"{csv_path}: is not text; save it as CSV, UTF-8")
-    if 'filename' not in list(columns):
-        raise InputError(f"{csv_path}: no column 'filename'; found {shorten_list(columns)}{_separator_hint(columns)}")
+    if isinstance(fn_col, int) and fn_col < len(columns): fn_col = columns.iloc[fn_col]
+    if fn_col not in list(columns):
+        raise InputError(f"{csv_path}: no column {fn_col!r}; found {shorten_list(columns)}{_separator_hint(columns)}")
+    columns = columns.replace(fn_col, 'filename')
     repeated = columns[columns.duplicated()]
     if len(repeated): raise InputError(f"{csv_path}: column {repeated.iloc[0]!r} occurs twice; rename one")
     return list(columns)
@@ -41,14 +43,15 @@ def _separator_hint(columns):
 def read_csv_chunks(
     csv_path, # A CSV file in UTF-8, separated by commas
     size:int=10_000, # Largest number of rows in a chunk
+    fn_col:str|int='filename', # The column of file names, by name or position; it is called `filename` in the chunks
 ):
     """Yield the rows of `csv_path` in chunks, every cell as text without surrounding blanks.
 
-    Raises `InputError` if the file is not a table with a column `filename`."""
+    Raises `InputError` if the file is not a table with a column `fn_col`."""
     csv_path, columns, n_rows = Path(csv_path), None, 0
     for chunk in _raw_chunks(csv_path, size):
         if columns is None:
-            columns = _check_columns(chunk.iloc[0].str.strip(), csv_path)
+            columns = _check_columns(chunk.iloc[0].str.strip(), csv_path, fn_col)
             chunk = chunk.iloc[1:]
         if chunk.empty: continue
         chunk.columns = columns
@@ -61,9 +64,10 @@ def _strip(column): return column.str.strip()
 
 def read_csv(
     csv_path, # A CSV file in UTF-8, separated by commas
+    fn_col:str|int='filename', # The column of file names, by name or position; it is called `filename` in the result
 ) -> pd.DataFrame:
     "All rows of `csv_path`, as `read_csv_chunks` yields them."
-    return pd.concat(list(read_csv_chunks(csv_path, 100_000)), ignore_index=True)
+    return pd.concat(list(read_csv_chunks(csv_path, 100_000, fn_col)), ignore_index=True)
 
 # %% ../../nbs/12_data.csv_file.ipynb #4aa63429
 _MISSING_MARKS = {'', '#n/a', '#na', 'n/a', 'na', 'nan', '-nan', '<na>', 'null'}

@@ -51,7 +51,7 @@ def _reason(source, error) -> str:
 
 # %% ../../nbs/10_data.photo.ipynb #7c8e154f
 def open_photo(
-    source, # A path, the bytes of a file, a Pillow image, or a uint8 array of shape (height, width[, 3 or 4])
+    source, # A path, the bytes of a file, a Pillow image, or a uint8 array of shape (height, width[, 1, 3 or 4])
 ) -> Image.Image:
     "`source` as an upright RGB image, fully decoded. Raises `InputError` if it cannot be read."
     if isinstance(source, Image.Image): return to_rgb(source)
@@ -66,11 +66,11 @@ def open_photo(
     except Exception as e: raise InputError(f"{name}: cannot be read as an image ({_reason(source, e)})") from e
 
 def _open_array(array):
-    channels = array.shape[2] if array.ndim == 3 else 3
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (3, 4) or 0 in array.shape:
-        raise InputError(f"an array as photo needs type uint8 and shape (height, width) or (height, width, 3 or 4), "
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise InputError(f"an array as photo needs type uint8 and shape (height, width) or (height, width, 1, 3 or 4), "
                          f"this one has type {array.dtype} and shape {array.shape}")
-    return to_rgb(Image.fromarray(array))
+    return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and channels == 1 else array))
 
 # %% ../../nbs/10_data.photo.ipynb #0a815531
 def photo_fault(

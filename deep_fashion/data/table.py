@@ -153,16 +153,27 @@ def _build_table(rows, attributes, img_dir, names, source):
     return Table(rows, attributes, Path(img_dir), names, dropped)
 
 # %% ../../nbs/14_data.table.ipynb #863425bd
+def _frame_rows(frame):
+    "A data frame with text in the column `filename`, and empty cells where something is missing, as `read_csv` returns it."
+    repeated = frame.columns[frame.columns.duplicated()]
+    if len(repeated): raise InputError(f"the data frame: column {repeated[0]!r} occurs twice; rename one")
+    if 'filename' not in frame: raise InputError(f"the data frame: no column 'filename'; found {shorten_list(map(str, frame.columns))}")
+    if frame.empty: raise InputError("the data frame has no rows")
+    rows = frame.reset_index(drop=True).astype(object)
+    rows = rows.where(rows.notna(), '').rename(columns=str)
+    return rows.assign(filename=rows.filename.astype(str).str.strip())
+
 def read_table(
-    csv_path, # A CSV file, or the root folder of a DeepFashion data set
+    csv_path, # A CSV file, the root folder of a DeepFashion data set, or a data frame
     img_dir=None, # The folder of the photos
     attributes:list=None, # The columns that hold labels (default: all but `filename` and `other_columns`)
     names=None, # A JSON file: attribute -> label -> name
     other_columns:list=(), # Columns that have to exist and hold no labels; None is ignored
 ) -> Table:
     "The usable photos, and the rows left out. Raises `InputError` if no photo is usable or a column is missing or unsuitable."
-    if Path(csv_path).is_dir(): return read_deepfashion(csv_path, attributes)
-    rows = read_csv(csv_path)
+    if isinstance(csv_path, pd.DataFrame): rows, csv_path = _frame_rows(csv_path), 'the data frame'
+    elif Path(csv_path).is_dir(): return read_deepfashion(csv_path, attributes)
+    else: rows = read_csv(csv_path)
     attributes = _select_attributes(rows.columns, attributes, list(filter(None, other_columns)), csv_path)
     names = read_names(names) if names else {}
     _check_names(names, attributes)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ..core import InputError, shorten_list
-from ..data.block import Photo
+from ..data.loaders import Photo
 from ..model.crops import Crop
 from ..model.network import AttributeModel
 from ..train.learner import AttributeLearner
@@ -33,8 +33,7 @@ class _AfterBody(nn.Module):
 
 def _feature_maps(model, photo):
     "The body's feature maps of `photo` (1, 3, rows, columns), one per crop."
-    crops = [crop.cut(photo).contiguous(memory_format=torch.channels_last) for crop in model.crops] or [photo]
-    with torch.no_grad(): return tuple(map(model.body, crops))
+    with torch.no_grad(): return tuple(map(model.body, model.body_inputs(photo)))
 
 # %% ../../nbs/60_evaluate.explanation.ipynb #b898b9cf
 _WHOLE_PHOTO = Crop(0, 1, 0, 1, 224, 224)

@@ -67,11 +67,11 @@ def new_learner(
     rows, precisions = _labelled_by_titles(data) if not plan.linear_probe and settings.missing == 'mask' else (data.rows, {})
     # The linear probe computes features once, so that a cache of pixels would only cost time.
     dls = attribute_dls(replace(data.table, rows=rows), settings.missing, plan.size, settings.batch_size,
-                        cache=settings.photo_cache and not plan.linear_probe, num_workers=settings.num_workers)
+                        cache=settings.photo_cache and not (plan.linear_probe or settings.plain), num_workers=settings.num_workers)
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions.get(a, 0.) for a in dls.vocab.attributes])
     speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants)
-    return attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.linear_probe, speed=speed,
-                             loss_func=loss)
+    return attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.linear_probe,
+                             plain=settings.plain, speed=speed, loss_func=loss)
 
 def _labelled_by_titles(data):
     "All rows, those for training with labels from titles; and the precision of these labels per attribute."
@@ -140,7 +140,7 @@ def predict_rows(
 ) -> torch.Tensor: # Logits (photos, sum of sizes)
     "Logits of photos, computed as when tagging."
     learn.model.eval()
-    with torch.no_grad(), fast_inference(learn.dls.device):
+    with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
         return torch.cat([learn.model(photos.as_subclass(torch.Tensor)).float().cpu() for (photos,) in learn.dls.test_dl(rows)])
 
 # %% ../../nbs/86_experiment.recipes.ipynb #a65b04da
@@ -153,9 +153,9 @@ def fit_layers(
 ) -> RunCheckpoint:
     "Train the layers of `learn` in epochs, from where an earlier run was stopped."
     settings, state = training.settings, load_checkpoint(checkpoint_path, learn)
-    checkpoint = RunCheckpoint(checkpoint_path, history_path, settings.random_seed, state, keep)
+    checkpoint = RunCheckpoint(checkpoint_path, history_path, state, keep)
     phases = training_phases(settings.has_weights, training.plan.epochs, settings.freeze_epochs, chosen_rate(training.run, learn))
-    fit_phases(learn, phases, checkpoint, state)
+    fit_phases(learn, phases, checkpoint, settings.random_seed, state)
     learn.model.load_state_dict(checkpoint.best_model)
     return checkpoint
 

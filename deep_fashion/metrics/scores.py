@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'Score', 'score_attribute', 'score_table', 'detailed_scores', 'AttributeMetric', 'attribute_metrics',
-           'confusion_matrices']
+           'PooledLoss', 'confusion_matrices']
 
 # %% ../../nbs/43_metrics.scores.ipynb #a7c7fcf7
 from collections.abc import Callable
@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.learner import Metric
+from fastai.learner import AvgLoss, Metric
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 from torch import Tensor
 
 from ..data.vocab import AttributeVocab, mask_missing
 from ..model.network import split_logits
+from ..model.loss import AttributeLoss
 from .bootstrap import macro_f1_interval
 from .calibration import calibration_error, confidence_and_correctness
 from .selective import coverage_at
@@ -134,15 +135,16 @@ class AttributeMetric(Metric):
     def reset(self): self.predicted, self.targets = [], []
 
     def accumulate(self, learn):
-        self.predicted.append(learn.loss_func.decodes(learn.pred.detach()).as_subclass(Tensor).cpu())
+        heads = split_logits(learn.pred.detach().as_subclass(Tensor), self.vocab.sizes)
+        self.predicted.append(torch.stack([head.argmax(-1) for head in heads], -1).cpu())
         self.targets.append(learn.y.detach().as_subclass(Tensor).cpu())
 
     @property
-    def value(self) -> float|None:
-        if not self.targets: return None
+    def value(self) -> float:
+        "The score; NaN where no label is known."
+        if not self.targets: return float('nan')
         table = score_table(torch.cat(self.predicted), torch.cat(self.targets), self.vocab)
-        score = table.loc[self.attribute or 'mean', self._score]
-        return None if pd.isna(score) else float(score)
+        return float(table.loc[self.attribute or 'mean', self._score])
 
 # %% ../../nbs/43_metrics.scores.ipynb #006f40bf
 def attribute_metrics(
@@ -150,6 +152,23 @@ def attribute_metrics(
 ) -> list:
     "Accuracy and macro-F1: the means over all attributes, then those of each one."
     return [AttributeMetric(score, vocab, attribute) for attribute in (None, *vocab.attributes) for score in ('accuracy', 'macro_f1')]
+
+# %% ../../nbs/43_metrics.scores.ipynb #d8dd80e0
+class PooledLoss(AvgLoss):
+    "The loss over a whole epoch, as if it were one batch; fastai's average for other losses than `AttributeLoss`."
+    def reset(self):
+        super().reset()
+        self.loss_func, self.losses, self.counts = None, 0., 0.
+
+    def accumulate(self, learn):
+        super().accumulate(learn)
+        if not isinstance(learn.loss_func, AttributeLoss): return
+        self.loss_func = learn.loss_func
+        losses, counts = self.loss_func.sums(learn.pred.detach(), *learn.yb)
+        self.losses, self.counts = self.losses + losses.cpu(), self.counts + counts.cpu()
+
+    @property
+    def value(self): return super().value if self.loss_func is None else self.loss_func.mean_of(self.losses, self.counts)
 
 # %% ../../nbs/43_metrics.scores.ipynb #fa6284dd
 def confusion_matrices(

@@ -8,6 +8,7 @@ __all__ = ['head_loss', 'AttributeLoss']
 # %% ../../nbs/34_model.loss.ipynb #736ee5c5
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import InputError
@@ -18,35 +19,44 @@ def head_loss(
     logits:Tensor, # Of one attribute (batch, classes)
     targets:Tensor, # Class indices (batch,), -1 where missing, -2 minus the class for a title label
     title_weight:float=0., # Weight of a title label, between 0 and 1
-    reduction:str='mean', # 'mean' over the labels, or 'none': one value per photo
-) -> Tensor: # A number, or shape (batch,)
-    "Cross-entropy over the known labels of one attribute."
+    class_weights:Tensor=None, # Weight of every class (classes,) (default: all equal)
+    label_smoothing:float=0., # Share of each target that is spread over all classes
+) -> tuple: # Losses, which labels are known (1 or 0), and what the sum of losses is to be divided by; each (batch,)
+    "Cross-entropy of the known labels of one attribute."
     of_title = targets <= -2
-    weights = torch.where(of_title, title_weight, (targets >= 0).float())
-    losses = weights*F.cross_entropy(logits, torch.where(of_title, -2 - targets, targets), ignore_index=-1, reduction='none')
-    return losses if reduction == 'none' else losses.sum() / weights.ceil().sum().clamp(min=1)
+    weights, classes = torch.where(of_title, title_weight, (targets >= 0).float()), torch.where(of_title, -2 - targets, targets)
+    if class_weights is not None: class_weights = class_weights.to(logits)
+    losses = weights*F.cross_entropy(logits, classes, class_weights, ignore_index=-1, reduction='none', label_smoothing=label_smoothing)
+    known = weights.ceil()
+    return losses, known, known if class_weights is None else known*class_weights[classes.clamp(min=0)]
 
 # %% ../../nbs/34_model.loss.ipynb #df0d4f65
 class AttributeLoss(nn.Module):
     "Mean over the attributes of the cross-entropy of their known labels."
+    y_int = True # Targets are class indices
     def __init__(self,
         sizes:list, # Number of classes of every attribute
         weights:list=None, # Weight of every attribute (default: all equal)
-        reduction:str='mean', # 'mean' over the batch, or 'none': one value per photo
+        reduction:str='mean', # 'mean' over the batch, or 'none': one value per photo, the mean over its known labels
         title_weights:list=None, # Weight of a title label, between 0 and 1, one per attribute (default: 0)
+        class_weights:list=None, # For every attribute, the weight of each of its classes, or None (default: all equal)
+        label_smoothing:float=0., # Share of each target that is spread over all classes of its attribute
     ):
         super().__init__()
         weights = [1.]*len(sizes) if weights is None else [float(w) for w in weights]
         if len(weights) != len(sizes) or min(weights) < 0 or not sum(weights):
             raise InputError(f"weights: one number of 0 or more per attribute, {len(sizes)} in all and not all 0; found {weights}")
-        self.sizes, self.weights, self.reduction = list(sizes), weights, reduction
-        self.title_weights = title_weights or [0.]*len(sizes)
+        if not 0 <= label_smoothing < 1: raise InputError(f"label_smoothing {label_smoothing}: expected a share from 0 to below 1")
+        self.sizes, self.weights, self.reduction, self.label_smoothing = list(sizes), weights, reduction, label_smoothing
+        self.title_weights, self.class_weights = title_weights or [0.]*len(sizes), _checked_class_weights(class_weights, self.sizes)
 
     def forward(self, logits:Tensor, targets:Tensor) -> Tensor:
         "Loss of `logits` (batch, sum of sizes) against `targets` (batch, attributes), encoded as in `head_loss`."
-        logits, targets = split_logits(logits.as_subclass(Tensor), self.sizes), targets.as_subclass(Tensor).unbind(1)
-        losses = [head_loss(o.float(), t, tw, self.reduction)*w for o, t, tw, w in zip(logits, targets, self.title_weights, self.weights)]
-        return torch.stack(losses).sum(0) / sum(self.weights)
+        losses, known, counts = self._by_photo(logits, targets)
+        if self.reduction == 'mean': return self.mean_of(losses.sum(0), counts.sum(0))
+        if self.reduction != 'none': raise InputError(f"reduction {self.reduction!r}: expected 'mean' or 'none'")
+        weights = losses.new_tensor(self.weights)
+        return _quotient((losses*weights).sum(1), (known*weights).sum(1))
 
     def activation(self, logits:Tensor) -> Tensor:
         "Probabilities (batch, sum of sizes); those of one attribute sum to 1."
@@ -55,3 +65,40 @@ class AttributeLoss(nn.Module):
     def decodes(self, logits:Tensor) -> Tensor:
         "The most probable class of every attribute: indices (batch, attributes)."
         return torch.stack([o.argmax(dim=-1) for o in split_logits(logits, self.sizes)], dim=-1)
+
+def _quotient(losses, counts):
+    "`losses`/`counts`, 0 where nothing was counted."
+    return torch.where(counts > 0, losses/torch.where(counts > 0, counts, 1.), 0.)
+
+def _checked_class_weights(weights, sizes):
+    "One tensor or None per attribute."
+    weights = [None]*len(sizes) if weights is None else [None if w is None else torch.as_tensor(w, dtype=torch.float) for w in weights]
+    fits = len(weights) == len(sizes) and all(w is None or len(w) == size and min(w) >= 0 for w, size in zip(weights, sizes))
+    if not fits: raise InputError(f"class_weights: expected for each attribute one number of 0 or more per class, {sizes} of them, or None")
+    return weights
+
+# %% ../../nbs/34_model.loss.ipynb #d1ea7c3e
+@patch
+def _by_photo(self:AttributeLoss, logits, targets):
+    "Losses, known labels and counts as `head_loss` returns them, each (batch, attributes)."
+    logits, targets = split_logits(logits.as_subclass(Tensor).float(), self.sizes), targets.as_subclass(Tensor).unbind(1)
+    heads = [head_loss(*head, self.label_smoothing) for head in zip(logits, targets, self.title_weights, self.class_weights)]
+    return [torch.stack(parts, 1) for parts in zip(*heads)]
+
+@patch
+def sums(self:AttributeLoss,
+    logits:Tensor, # Shape (batch, sum of sizes)
+    targets:Tensor, # Shape (batch, attributes)
+) -> tuple: # Sum of losses and what it is to be divided by, each (attributes,)
+    "The sums over a batch of which `mean_of` is the loss; those of several batches can be added."
+    losses, _, counts = self._by_photo(logits, targets)
+    return losses.sum(0), counts.sum(0)
+
+@patch
+def mean_of(self:AttributeLoss,
+    losses:Tensor, # As `sums` returns them
+    counts:Tensor, # As `sums` returns them
+) -> Tensor:
+    "The loss: the weighted mean of the attributes' means."
+    weights = losses.new_tensor(self.weights)
+    return (_quotient(losses, counts)*weights).sum()/weights.sum()

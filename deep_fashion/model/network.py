@@ -54,8 +54,11 @@ class AttributeModel(CalibratedModel):
         dropout:float=.25, # Fraction of features that each head drops in training
         crops:tuple=(), # `Crop`s that are passed through the body (default: the photo as it is)
         mirrored:bool=False, # In evaluation mode, average over the photo and its mirror image
+        stats:tuple=(0., 1.), # Mean and standard deviation, or one per channel, that photos are normalised with
     ):
         super().__init__(sizes)
+        for name, values in zip(('mean', 'std'), stats):
+            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float).view(1, -1, 1, 1))
         features = features_of(body)
         self.has_map = is_feature_map(features)
         self.body, self.crops, self.mirrored = body, tuple(crops), mirrored
@@ -67,15 +70,20 @@ class AttributeModel(CalibratedModel):
     def forward(self, photos:torch.Tensor) -> torch.Tensor:
         "Photos (batch, 3, height, width), or their features (batch, n_features), to logits (batch, sum of `sizes`)."
         is_features = photos.ndim == 2
-        logits = self.logits(photos.float() if is_features else self.features(photos))
+        logits = self.logits(photos if is_features else self.features(photos))
         if self.training: return logits
         if self.mirrored and not is_features: logits = (logits + self.logits(self.features(photos.flip(-1))))/2
         return logits/self.output_temperatures()
 
+    def body_inputs(self, photos:torch.Tensor) -> list:
+        "What the body gets of photos: all crops, normalised, each (batch, 3, height, width)."
+        photos = (photos - self.mean)/self.std
+        crops = [crop.cut(photos, square=not self.has_map) for crop in self.crops] or [photos]
+        return [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
+
     def features(self, photos:torch.Tensor) -> torch.Tensor:
         "Pooled features of all crops: (batch, n_features)."
-        crops = [crop.cut(photos, square=not self.has_map) for crop in self.crops] or [photos]
-        return torch.cat([self.pool(self.body(crop.contiguous(memory_format=torch.channels_last))) for crop in crops], dim=1)
+        return torch.cat([self.pool(self.body(crop)) for crop in self.body_inputs(photos)], dim=1)
 
     def logits(self, features:torch.Tensor) -> torch.Tensor:
         "Logits of pooled features, not divided by temperatures: (batch, sum of `sizes`)."

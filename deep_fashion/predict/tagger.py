@@ -27,9 +27,8 @@ from ..run import Run, model_file
 from ..data.photo import open_photo
 from ..data.csv_file import read_csv_chunks
 from ..data.table import inside_folder
-from ..data.pixel_cache import resized
-from ..data.loaders import default_workers, in_threads
-from ..data.block import Photo, Squish
+from ..data.pixel_cache import Squish, resized
+from ..data.loaders import Photo, default_workers, in_threads
 from ..model.precision import fast_inference, keep_freed_memory
 from ..train.learner import AttributeLearner
 
@@ -189,11 +188,12 @@ def predict_files(
     paths:list, # Photo files
     bs:int=32, # Photos per batch
     num_workers:int=None, # Worker processes that open photos (default: see `default_workers`)
-    bfloat16:bool=None, # Compute in bfloat16 (default: where `has_fast_bfloat16`)
+    bfloat16:bool=None, # Compute in bfloat16 (default: as `learn` does)
 ):
     """Yield per batch, in the order of `paths`: indices, probabilities (photos, sum of sizes), and reasons of unreadable photos by index.
 
     The probabilities are None where no photo of a batch can be read."""
+    if bfloat16 is None: bfloat16 = learn.bfloat16
     if num_workers is None: num_workers = default_workers(_device(learn)) if len(paths) > 4*bs else 0
     # Before worker processes start, since they inherit it.
     keep_freed_memory()

@@ -23,7 +23,7 @@ from ..core import MISSING, InputError, new_file, whole_file, write_csv
 from ..settings import TagSettings, takes_settings
 from ..data.split import products_of
 from ..data.vocab import AttributeVocab
-from ..data.block import Photo
+from ..data.loaders import Photo
 from ..model.network import split_logits
 from ..metrics.selective import confidence_thresholds
 from ..train.learner import AttributeLearner

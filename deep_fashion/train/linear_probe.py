@@ -29,7 +29,8 @@ def extract_features(
     "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation."
     dl = learn.dls.test_dl(rows)
     model, found = learn.model.eval(), []
-    with torch.no_grad(), fast_inference(dl.device), tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False) as bar:
+    bar = tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False)
+    with bar, torch.no_grad(), fast_inference(dl.device, learn.bfloat16):
         for (photos,) in dl:
             found.append(inference_features(model, photos.as_subclass(torch.Tensor)).float().cpu().numpy())
             bar.update(len(photos))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .learner import AttributeLearner
-from .checkpoint import RunCheckpoint
+from .checkpoint import EpochSeeds, RunCheckpoint
 
 # %% ../../nbs/56_train.schedule.ipynb #d4670eda
 class Phase(NamedTuple):
@@ -38,6 +38,7 @@ def fit_phases(
     learn:AttributeLearner, # The learner to train
     phases:list, # As `training_phases` returns them
     checkpoint:RunCheckpoint, # Keeps history and weights
+    seed:int, # Seed of the run
     state:dict=None, # An earlier checkpoint to resume from
 ) -> None:
     "Train through the phases, starting after the epoch of `state`."
@@ -49,7 +50,7 @@ def fit_phases(
         else: learn.unfreeze()
         if state and i == first: _restore(learn, state)
         checkpoint.phase, checkpoint.phase_name, checkpoint.start_epoch = i, name, start_epoch
-        learn.fit_one_cycle(**arguments, start_epoch=start_epoch, cbs=checkpoint)
+        learn.fit_one_cycle(**arguments, start_epoch=start_epoch, cbs=[EpochSeeds(seed, i), checkpoint])
 
 def _restore(learn, state):
     learn.model.load_state_dict(state['model'])
