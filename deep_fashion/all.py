@@ -45,6 +45,7 @@ from .evaluate.interpretation import *
 from .evaluate.photo_audit import *
 from .evaluate.label_audit import *
 from .evaluate.audit import *
+from .evaluate.fastai_interpretation import *
 from .report.colours import *
 from .report.plots import *
 from .report.photos import *

@@ -14,7 +14,7 @@ from ..model.network import split_logits
 
 # %% ../../nbs/61_evaluate.interpretation.ipynb #4ab77b2c
 def predictions_table(
-    rows:pd.DataFrame, # Labelled photos: `filename`, one column per attribute, and maybe `fold`
+    rows:pd.DataFrame, # Photos: `filename`, and where there are any, `fold` and one column of labels per attribute
     probabilities:torch.Tensor, # The predictions for these photos (photos, sum of sizes)
     vocab:AttributeVocab, # The attributes and their classes
 ) -> pd.DataFrame: # `filename`, `fold`, and per attribute a: `a`, `a_predicted`, `a_confidence`, and `a=label` for every label
@@ -22,7 +22,7 @@ def predictions_table(
     found = rows[[column for column in ('filename', 'fold') if column in rows]].copy()
     for attribute, head in zip(vocab.attributes, split_logits(probabilities, vocab.sizes)):
         labels = vocab.classes[attribute]
-        found[attribute] = rows[attribute]
+        if attribute in rows: found[attribute] = rows[attribute]
         found[f'{attribute}_predicted'] = [labels[i] for i in head.argmax(1)]
         found[f'{attribute}_confidence'] = head.max(1).values.numpy().round(4)
         for label, column in zip(labels, head.T): found[f'{attribute}={label}'] = column.numpy().round(4)
