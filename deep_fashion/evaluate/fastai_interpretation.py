@@ -53,6 +53,15 @@ class AttributeInterpretation(Interpretation):
         dl, preds, targs, losses = _predict_in_order(learn, ds_idx, dl, with_loss=True, act=act)
         return cls(learn, dl, losses, act, _as_plain(preds).float(), mask_missing(_as_plain(targs), learn.dls.vocab))
 
+# %% ../../nbs/65_evaluate.fastai_interpretation.ipynb #54ca0c37
+_made_for_one_target = ClassificationInterpretation.__init__
+
+@patch
+def __init__(self:ClassificationInterpretation, learn, dl, losses, act=None):
+    if isinstance(learn, AttributeLearner):
+        raise InputError("ClassificationInterpretation is for one target; use AttributeInterpretation.from_learner(learn)")
+    _made_for_one_target(self, learn, dl, losses, act)
+
 # %% ../../nbs/65_evaluate.fastai_interpretation.ipynb #b3ff169b
 @patch
 def _check_attribute(self:AttributeInterpretation, attribute):
