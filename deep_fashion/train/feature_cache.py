@@ -112,7 +112,7 @@ def _training_reason(learn):
     if hasattr(learn, 'lr_finder') and learn.n_epoch < 2: return "lr_find sees less than an epoch"
     for cb in learn.cbs:
         if type(cb) not in _CALLBACKS and getattr(type(cb), 'needs_photos', True): return f"callback {cb.name} may need photos"
-    for metric in [learn.recorder.loss, *learn.metrics]:
+    for metric in [*(cb.loss for cb in learn.cbs if type(cb) is Recorder), *learn.metrics]:
         if type(metric) not in _METRICS: return f"metric {metric.name} may need photos"
 
 def photo_reason(

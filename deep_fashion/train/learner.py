@@ -46,11 +46,12 @@ class AttributeLearner(Learner):
     def __init__(self,
         dls:DataLoaders, # Its `vocab` is an `AttributeVocab`
         model, # A network with an output for every class, such as an `AttributeModel`
+        loss_func=None, # From outputs and targets to a number (default: `AttributeLoss`)
         **kwargs, # Arguments of `Learner`
     ):
-        super().__init__(dls, model, **kwargs)
-        sizes = getattr(model, 'sizes', self.vocab.sizes)
-        if list(sizes) != self.vocab.sizes: raise InputError(f"the heads have {sizes} outputs, the attributes {self.vocab.sizes} classes")
+        sizes = list(getattr(model, 'sizes', dls.vocab.sizes))
+        if sizes != dls.vocab.sizes: raise InputError(f"the heads have {sizes} outputs, the attributes {dls.vocab.sizes} classes")
+        super().__init__(dls, model, AttributeLoss(sizes) if loss_func is None else loss_func, **kwargs)
         if hasattr(self, 'recorder'): self.recorder.loss = PooledLoss()
 
     @property
@@ -170,7 +171,6 @@ def _learner_arguments(vocab, callbacks, splitter=body_splitter, metrics=None, c
     "Arguments of `Learner` with the defaults of `attribute_learner`; a callback in `cbs` replaces one of its class."
     given = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
     callbacks = [*([] if train_bn else [BnFreeze()]), *(cb for cb in callbacks if type(cb) not in map(type, given))]
-    if kwargs.get('loss_func') is None: kwargs['loss_func'] = AttributeLoss(vocab.sizes)
     metrics = attribute_metrics(vocab) if metrics is None else metrics
     return dict(splitter=splitter, metrics=metrics, cbs=[*callbacks, *given], train_bn=train_bn, **kwargs)
 
