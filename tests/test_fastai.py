@@ -548,6 +548,9 @@ def test_loaders_that_normalise_are_not_normalised_again(table, body_file):
     normalising = loaders(table, batch_tfms=[Normalize.from_stats(*imagenet_stats, cuda=False)])
     by_network = record_of(learner(loaders(table), body_file))
     assert record_of(learner(normalising, body_file)) == pytest.approx(by_network, rel=1e-3, nan_ok=True)
+    by_loaders, by_itself = learner(normalising, body_file), learner(loaders(table), body_file)
+    with pytest.raises(InputError, match="leave Normalize out"): by_itself.dls = normalising
+    with pytest.raises(InputError, match="add the same Normalize"): by_loaders.validate(dl=loaders(table).valid)
     assert learner(loaders(table), body_file, normalize=False).model.std.flatten().tolist() == [1.0]
 
 

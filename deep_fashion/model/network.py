@@ -77,6 +77,7 @@ class AttributeModel(CalibratedModel):
 
     def body_inputs(self, photos:torch.Tensor) -> list:
         "What the body gets of photos: all crops, normalised, each (batch, 3, height, width)."
+        if not photos.is_floating_point(): photos = photos/255
         photos = (photos - self.mean)/self.std
         crops = [crop.cut(photos, square=not self.has_map) for crop in self.crops] or [photos]
         return [crop.contiguous(memory_format=torch.channels_last) for crop in crops]

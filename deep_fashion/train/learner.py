@@ -36,6 +36,19 @@ def _check_classes(expected, loaders):
     raise InputError(f"attribute {a!r}: the loaders have the classes {shorten_list(vocab[a], 20)}, "
                      f"the network {shorten_list(expected[a], 20)}; make them with vocab=learn.vocab")
 
+def _normalises(dl):
+    "Whether a loader normalises photos; None if it has no transforms of batches."
+    steps = getattr(getattr(dl, 'after_batch', None), 'fs', None)
+    return None if steps is None else any(isinstance(o, Normalize) for o in steps)
+
+def _check_loader(dls, dl):
+    "Raise `InputError` if `dl` has other classes than `dls`, or if only one of them normalises photos."
+    _check_classes(dls.vocab, dl)
+    expected, found = _normalises(dls.train), _normalises(dl)
+    if None in (expected, found) or found == expected: return
+    raise InputError("the loaders normalise photos, and so does the network; leave Normalize out of their batch_tfms" if found else
+                     "the learner was made with loaders that normalise photos; add the same Normalize to batch_tfms of these")
+
 class AttributeLearner(Learner):
     "A `Learner` whose `predict` returns all attributes of one photo."
     majority = None # The most common class of every attribute among the training photos, as `majority_classes` returns it
@@ -62,11 +75,13 @@ class AttributeLearner(Learner):
 
     @dls.setter
     def dls(self, dls):
-        if '_dls' in vars(self): _check_classes(self.vocab, dls)
+        if '_dls' in vars(self):
+            _check_classes(self.vocab, dls)
+            for dl in dls.loaders: _check_loader(self.dls, dl)
         self._dls = dls
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
-        if dl is not None: _check_classes(self.vocab, dl)
+        if dl is not None: _check_loader(self.dls, dl)
         super()._do_epoch_validate(ds_idx, dl)
 
 # %% ../../nbs/52_train.learner.ipynb #7d3c6603
