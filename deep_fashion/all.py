@@ -33,6 +33,7 @@ from .metrics.bootstrap import *
 from .metrics.calibration import *
 from .metrics.selective import *
 from .metrics.scores import *
+from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
 from .train.learner import *

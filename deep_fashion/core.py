@@ -15,7 +15,7 @@ import tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 # %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
@@ -128,7 +128,13 @@ def portable_pickle(
     class Pickler(pickle_module.Pickler):
         def reducer_override(self, o):
             if isinstance(o, PurePath): return as_path, (o.name if o.is_absolute() else o.as_posix(),)
-            return super().reducer_override(o) if hasattr(pickle_module.Pickler, 'reducer_override') else NotImplemented
+            if not hasattr(pickle_module.Pickler, 'reducer_override'): return NotImplemented
+            # cloudpickle writes functions of a script or notebook themselves, with the name of their file.
+            if isinstance(o, CodeType): return self.dispatch_table[CodeType](o.replace(co_filename=os.path.basename(o.co_filename)))
+            reduced = super().reducer_override(o)
+            if isinstance(o, FunctionType) and reduced is not NotImplemented:
+                for name in ('__file__', '__path__'): reduced[1][1].pop(name, None)
+            return reduced
     module = ModuleType(pickle_module.__name__)
     module.Pickler = Pickler
     return module

@@ -2,11 +2,13 @@
 
 What makes training fast may not change a number: tests whose name begins with `same` compare it with `plain=True`."""
 import copy
+import os
 import pickle
 import random
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,12 +24,14 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.vision.all import (
     SGD,
+    Brightness,
     Callback,
     Interpretation,
     Metric,
     Normalize,
     Path,
     PILImage,
+    Pipeline,
     RandomResizedCrop,
     Resize,
     TensorImage,
@@ -46,14 +50,18 @@ from torch import nn, tensor
 from torchvision.models import resnet18
 
 from deep_fashion.core import InputError
-from deep_fashion.data.block import AttributeDataLoaders, attribute_block, attribute_dls
+from deep_fashion.data.block import AttributeDataLoaders, TrainingAugmentation, attribute_block, attribute_dls
+from deep_fashion.data.pixel_cache import PixelCache, Squish, resized
 from deep_fashion.data.split import split_table
 from deep_fashion.data.table import read_table
 from deep_fashion.data.vocab import AttributeVocab
+from deep_fashion.evaluate import fastai_interpretation  # noqa: F401 (adds `predictions`)
 from deep_fashion.metrics.scores import attribute_metrics
 from deep_fashion.model.loss import AttributeLoss
 from deep_fashion.model.network import body_splitter
 from deep_fashion.model.precision import Speed
+from deep_fashion.predict.tagger import predict_files
+from deep_fashion.train.checkpoint import EpochSeeds
 from deep_fashion.train.feature_cache import FeatureCache, PhotosOnDevice
 from deep_fashion.train.learner import AttributeLearner, attribute_learner
 from deep_fashion.train.precision import BFloat16
@@ -374,6 +382,141 @@ def test_same_with_what_the_cache_does_not_know(table, body_file, change):
     if change == "metric": assert fast.recorder.values[-1][2] == pytest.approx(plain.recorder.values[-1][2], rel=1e-4)
 
 
+class Counting(nn.Module):
+    "A layer whose result depends on how often it was called."
+    calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return x * (1 + self.calls / 10)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout2d(0.5), nn.InstanceNorm2d(16, track_running_stats=True), nn.BatchNorm2d(16, track_running_stats=False), Counting()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_same_with_layers_that_act_in_training(table, layer):
+    "In the first fit and in later ones, and after a validation, which must not change the layer either."
+    def network(pretrained):
+        steps = list(small(False).children())
+        return nn.Sequential(*steps[:4], copy.deepcopy(layer), *steps[4:])
+    def trained(plain):
+        learn = learner(loaders(table), False, arch=network, plain=plain)
+        learn.freeze()
+        first = record_of(learn)[0], record_of(learn)[0]
+        set_seed(4)
+        learn.fit(1, 1e-2)
+        learn.fit(1, 1e-2)
+        return [*first, *losses_of(learn).flatten().tolist()]
+    assert trained(False) == pytest.approx(trained(True), rel=1e-3)
+
+
+@pytest.mark.parametrize("change", ["attribute", "buffer", "folder", "normalize", "augmentation", "labels", "weight decay"])
+def test_same_after_a_change_in_place(table, change, tmp_path):
+    "What features were computed from is changed without a new object."
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = 1.0
+            self.register_buffer("factor", torch.ones(1), persistent=False)
+        def forward(self, x): return x * self.scale * self.factor
+
+    def network(pretrained): return nn.Sequential(Scaled(), *small(False).children())
+    for name in table.rows.filename: Image.new("RGB", (20, 20), "red").save(tmp_path / name)
+
+    def trained(plain):
+        steps = dict(augmentation=TrainingAugmentation([]), normalize=Normalize.from_stats(*imagenet_stats, cuda=False))
+        dls = loaders(table, batch_tfms=[steps[change]] if change in steps else [])
+        learn = learner(dls, False, arch=network, plain=plain)
+        set_seed(4)
+        if change == "weight decay": learn.fit(1, 1e-2)
+        learn.freeze()
+        learn.fit(1, 1e-2, wd=0.5)
+        before = losses_of(learn)
+        dls = learn.dls
+        if change == "attribute": learn.model.body[0].scale = 0.2
+        if change == "buffer": learn.model.body[0].factor.fill_(0.2)
+        if change == "folder": dls.train_ds.tls[0].tfms.fs[0].folder = str(tmp_path)
+        if change == "normalize":
+            for dl in dls.loaders: dl.after_batch.fs[-1].mean = torch.zeros(1, 3, 1, 1)
+        if change == "augmentation": dls.train.after_batch.fs[-1].transforms = Pipeline([Brightness(0.9, p=1.0)], split_idx=0)
+        if change == "labels": dls.train_ds.tls[1].items[table.attributes] = dls.train_ds.tls[1].items[table.attributes].shift(7)
+        learn.fit(1, 1e-2, wd=0.5)
+        return torch.cat([before, losses_of(learn)])
+    fast, plain = trained(False), trained(True)
+    if change != "augmentation": assert torch.allclose(fast, plain, rtol=5e-3)
+    else: assert torch.allclose(fast, plain, rtol=3e-2) and abs(float(fast[1, 0] - fast[0, 0])) > 0.01
+
+
+@pytest.mark.parametrize("owner", ["instance method", "callback attribute", "subclass", "loss", "metric", "bn_freeze off"])
+def test_what_may_look_at_photos_gets_photos(table, body_file, owner):
+    seen, learn = [], learner(loaders(table), body_file)
+    class Seeds(EpochSeeds):
+        def before_batch(self): seen.append(self.x.ndim)
+    def loss(pred, target, **kwargs):
+        seen.append(learn.x.ndim)
+        return learn_loss(pred, target)
+    def metric(pred, target):
+        seen.append(learn.x.ndim)
+        return torch.tensor(0.0)
+    learn_loss = learn.loss_func
+    if owner == "instance method":
+        step = learn._do_one_batch
+        def _do_one_batch():
+            seen.append(learn.x.ndim)
+            step()
+        learn._do_one_batch = _do_one_batch
+    if owner == "callback attribute": learn.recorder.before_batch = lambda: seen.append(learn.x.ndim)
+    if owner == "subclass": learn.add_cb(Seeds(3))
+    if owner == "loss": learn.loss_func = loss
+    if owner == "metric": learn.metrics = [metric]
+    if owner == "bn_freeze off": learn.bn_freeze.run = False
+    learn.fit(1, 1e-3)
+    assert learn.feature_cache.reason and set(seen) <= {4} and (seen or owner == "bn_freeze off")
+
+
+def test_a_trained_pool_is_trained(table):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+        def forward(self, x): return x * self.weight
+    learn = learner(loaders(table), False, arch=small)
+    learn.model.pool.append(Scale())
+    learn.splitter = lambda model: [list(model.body.parameters()), [*model.pool.parameters(), *model.heads.parameters()]]
+    learn.freeze()
+    learn.fit(2, 1e-1)
+    assert float(learn.model.pool[-1].weight) != 1
+
+
+def test_own_losses_are_what_monitors_watch(table, body_file):
+    class Doubled(AttributeLoss):
+        def forward(self, logits, targets): return 2 * super().forward(logits, targets)
+    class Penalty(Callback):
+        def after_loss(self):
+            self.learn.loss_grad = self.loss_grad + 5
+            self.learn.loss = self.loss_grad.clone()
+    dls = loaders(table, val_bs=64)
+    single = record_of(learner(dls, body_file))[0]
+    assert record_of(learner(dls, body_file, loss_func=Doubled(dls.vocab.sizes)))[0] == pytest.approx(2 * single, rel=1e-4)
+    assert record_of(learner(dls, body_file, cbs=Penalty()))[0] == pytest.approx(single + 5, rel=1e-4)
+
+
+def test_photos_on_the_device_follow_the_loaders(table, body_file):
+    "On a processor, to see what a GPU would do."
+    class Grow(Callback):
+        def before_epoch(self):
+            if self.epoch == 1:
+                for dl in self.dls.loaders: dl.after_item.fs[0].size = (64, 64)
+    learn = learner(loaders(table), body_file, cbs=[PhotosOnDevice(True), Grow(), watch := Watch()])
+    learn.unfreeze()
+    learn.fit(2, 1e-4)
+    assert {tuple(x.shape[-2:]) for x in watch.inputs} == {SIZE, (64, 64)}
+    learn.dls.train.bs = 8
+    learn.fit(1, 1e-4)
+    assert len(watch.inputs[0]) == 8
+
+
 def test_same_after_a_change_between_two_fits(table, body_file):
     "Known, but not the same as before: computed again."
     def trained(plain):
@@ -408,7 +551,7 @@ def test_augmentation_of_a_frozen_body_depends_on_the_seed(table, body_file):
         learn = learner(loaders(table, batch_tfms=None), body_file)
         set_seed(seed)
         for n in fits: learn.fit(n, 1e-3)
-        return learn.feature_cache.cached
+        return [features for features, _ in learn.feature_cache.cached]
     once, again, other = features(1, 1), features(1, 1), features(2, 1)
     assert torch.equal(once[0], again[0]) and not torch.equal(once[0], other[0])
     several = features(1, 1, 1, 1)
@@ -450,6 +593,93 @@ def test_random_crops_are_drawn_in_every_epoch(table, body_file):
     learn.fit(2, 1e-3)
     half = len(watch.inputs) // 2
     assert not torch.equal(watch.inputs[0], watch.inputs[half])
+
+
+def test_tagging_applies_the_transforms_of_the_loaders(table, body_file):
+    class Darker(Transform):
+        order = 9
+        def encodes(self, x: TensorImage): return x // 4
+    class Top(Squish):
+        def encodes(self, x: Image.Image): return TensorImage(resized(x.crop((0, 0, x.width, x.height // 2)), self.size))
+    paths = [table.img_dir / name for name in table.rows.filename[:3]]
+    for steps in ([Squish(SIZE), Darker()], [Top(SIZE)], [Resize(32)], [Squish(SIZE)]):
+        learn = learner(loaders(table, item_tfms=steps), body_file)
+        expected, _ = learn.get_preds(dl=learn.dls.test_dl(paths))
+        ((_, found, _),) = predict_files(learn, paths, num_workers=0)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_pixel_cache_notices_another_file(tmp_path):
+    "Of the same size, with the same time of modification."
+    (tmp_path / "a.bmp").write_bytes(b"")
+    cache = PixelCache((8, 8), tmp_path / "cache")
+    keys = []
+    for colour in ("white", "black"):
+        (tmp_path / colour).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / colour / "a.bmp")
+        os.utime(tmp_path / colour / "a.bmp", (1, 1))
+        (tmp_path / "current").unlink(missing_ok=True)
+        (tmp_path / "current").symlink_to(tmp_path / colour)
+        keys.append(cache.key(tmp_path / "current" / "a.bmp"))
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("order", [lambda n: [*range(0, n, 2)] * 2, lambda n: [*range(n)][::-1]])
+def test_same_with_an_order_of_its_own(table, body_file, order):
+    def trained(plain):
+        learn = learner(loaders(table), body_file, plain=plain)
+        learn.dls.train.get_idxs = lambda: order(len(learn.dls.train_ds))
+        learn.fit(2, 1e-3)
+        return losses_of(learn)
+    assert torch.allclose(trained(False), trained(True), rtol=1e-2)
+
+
+def test_plain_stays_plain(table, body_file):
+    learn = learner(loaders(table, n=16), body_file, plain=True)
+    assert {type(dl) for dl in learn.dls.loaders} == {TfmdDL} and len(learn.dls.train) == 1
+    learn.dls = loaders(table, size=32)
+    assert {type(dl) for dl in learn.dls.loaders} == {TfmdDL}
+
+
+def test_mixing_photos_with_gaps(table, body_file):
+    "A mixture of a photo and next to nothing of another one has the loss of the photo."
+    def first_loss(*cbs):
+        dls = loaders(table, bs=64)
+        loss = AttributeLoss(dls.vocab.sizes, class_weights=[torch.arange(1.0, n + 1) for n in dls.vocab.sizes])
+        learn = learner(dls, body_file, loss_func=loss, cbs=[watch := Watch(), *cbs])
+        learn.fit(1, 0.0)
+        return float(watch.losses[0][1])
+    (mixing := MixUp()).distrib = SimpleNamespace(sample=torch.ones)
+    assert first_loss(mixing) == pytest.approx(first_loss(), rel=1e-3)
+
+
+def test_a_frozen_learner_works_after_export(table, body_file, tmp_path):
+    learn = learner(loaders(table), body_file)
+    learn.export(tmp_path / "learn.pkl")
+    loaded, rows = load_learner(tmp_path / "learn.pkl"), ordered(learn.dls, 1)
+    rows = rows.assign(filename=[str(table.img_dir / name) for name in rows.filename])
+    with loaded.no_bar():
+        assert record_of(loaded, dl=loaded.dls.test_dl(rows, with_labels=True))[0] == pytest.approx(record_of(learn)[0], rel=1e-3)
+        assert loaded.tta(dl=loaded.dls.test_dl(rows))[0].shape == (len(rows), learn.dls.c)
+    names, *_ = loaded.predict(rows.iloc[0])
+    assert names == learn.predict(rows.filename[0])[0]
+
+
+def test_labels_of_new_rows_may_be_numbers(table, body_file):
+    dls = loaders(table)
+    rows = ordered(dls, 1)
+    numbers = rows.assign(**{a: pd.to_numeric(rows[a]) for a in table.attributes})
+    assert torch.equal(torch.cat([y for _, y in dls.test_dl(numbers, with_labels=True)]), codes_of(dls, rows))
+
+
+def test_probabilities_with_a_loss_of_your_own(table, body_file):
+    dls = loaders(table)
+    learn = learner(dls, body_file, loss_func=lambda pred, target: AttributeLoss(dls.vocab.sizes)(pred, target))
+    found = learn.predictions()
+    sums = found[[f"neck={label}" for label in dls.vocab["neck"]]].sum(axis=1)
+    assert sums.to_numpy() == pytest.approx(1, abs=1e-3)
+    ((_, probabilities, _),) = predict_files(learn, [table.img_dir / found.filename[0]], num_workers=0)
+    assert float(probabilities[0].max()) <= 1 and float(probabilities.sum()) == pytest.approx(3, abs=1e-3)
 
 
 def test_weighted_loaders(table, body_file):
@@ -557,8 +787,8 @@ def test_loaders_that_normalise_are_not_normalised_again(table, body_file):
 def test_other_classes_are_refused(table, body_file):
     learn = learner(loaders(table), body_file)
     fewer = replace(table, rows=table.rows[table.rows.neck != learn.vocab["neck"][0]].reset_index(drop=True))
-    without = replace(table, attributes=table.attributes[:2])
-    for other in (fewer, without):
+    without, reordered = replace(table, attributes=table.attributes[:2]), replace(table, attributes=table.attributes[::-1])
+    for other in (fewer, without, reordered):
         dls = loaders(other)
         with pytest.raises(InputError, match="the network"): learn.dls = dls
         for use in (learn.validate, learn.get_preds):
@@ -664,7 +894,7 @@ def test_an_exported_learner_has_no_path_of_this_machine(table, body_file, sampl
         assert secret.encode() not in content, secret
     loaded = load_learner(tmp_path / "learn.pkl")
     assert torch.allclose(torch.cat(list(loaded.predict(path)[2].values())), expected, atol=1e-5)
-    with pytest.raises(RuntimeError, match="does not exist"): learn.export(tmp_path / "none" / "learn.pkl")
+    with pytest.raises(OSError): learn.export(tmp_path / "none" / "learn.pkl")
     assert learn.opt is opt and learn.dls is dls
 
 

@@ -9,6 +9,7 @@ __all__ = ['TrainingAugmentation', 'photo_augmentation', 'PhotoBlock', 'attribut
 # %% ../../nbs/22_data.block.ipynb #aa26c432
 import inspect
 import warnings
+import numpy as np
 from fastai.data.all import *
 from fastai.vision.all import *
 from fasttransform import DisplayedTransform
@@ -89,7 +90,7 @@ class AttributeDataLoaders(DataLoaders):
     @delegates(Datasets.dataloaders, keep=True, but=_REPLACED)
     def from_table(cls,
         table:Table, # A table with a column `is_valid`, as `split_table` returns it
-        vocab:AttributeVocab=None, # The attributes and their classes (default: those of the table)
+        vocab:AttributeVocab|dict=None, # The attributes and their classes (default: those of the table)
         size:int|tuple|str=224, # Input size in pixels, as `input_size` takes it
         bs:int=32, # Photos per batch
         item_tfms=None, # Transforms of a photo, one of which resizes it (default: `Squish(size)`)
@@ -99,6 +100,7 @@ class AttributeDataLoaders(DataLoaders):
     ) -> "AttributeDataLoaders":
         "Loaders of the labelled photos of a table. Raises `InputError` if training or validation has none, or `vocab` does not fit."
         _check_options(kwargs, cls.from_table)
+        if isinstance(vocab, dict): vocab = AttributeVocab(vocab)
         if vocab is None: vocab = AttributeVocab.from_table(table)
         else: _check_vocab(table, vocab)
         rows = _labelled_rows(table, vocab.missing)
@@ -145,11 +147,18 @@ _SPLIT_OPTIONS = ('group_column', 'group_pattern', 'seed')
 
 def _column(columns, column):
     "The name of a column that is given by name or position. Raises `InputError` if there is none."
-    if isinstance(column, int) and column not in list(columns) and -len(columns) <= column < len(columns): return columns[column]
+    if isinstance(column, (int, np.integer)) and -len(columns) <= column < len(columns): return columns[column]
     if column in list(columns): return column
-    raise InputError(f"no column {column!r} in the data frame; found {', '.join(map(str, columns))}")
+    raise InputError(f"no column {column!r} in the data frame; found {', '.join(columns)}")
 
-def _columns(columns, chosen): return None if chosen is None else [_column(columns, o) for o in L(chosen)]
+def _columns(columns, chosen):
+    if chosen is None: return None
+    return [_column(columns, o) for o in ([chosen] if isinstance(chosen, (str, int)) else chosen)]
+
+def _warn_of_dropped(table):
+    if table.dropped.empty: return
+    reasons = table.dropped.reason.str.split(':').str[0].value_counts()
+    warnings.warn(f"{len(table.dropped)} rows left out: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}", stacklevel=3)
 
 @patch(cls_method=True)
 @delegates(AttributeDataLoaders.from_table, but=['table'])
@@ -164,13 +173,15 @@ def from_df(cls:AttributeDataLoaders,
     valid_col:int|str=None, # A column that assigns rows to training or validation
     **kwargs, # Arguments of `split_table` and `from_table`
 ) -> AttributeDataLoaders:
-    "Loaders of the usable photos of a data frame. Raises `InputError` if there are none, or a column is missing or unsuitable."
+    "Loaders of the usable photos of a data frame; warns of rows left out. Raises `InputError` if a column is missing or unsuitable."
     _check_options(kwargs, cls.from_df)
     split = {name: kwargs.pop(name) for name in _SPLIT_OPTIONS if name in kwargs}
+    df = df.rename(columns=str)
     valid_col = None if valid_col is None else _column(df.columns, valid_col)
     labels, fn_col = _columns(df.columns, label_cols), _column(df.columns, fn_col)
     rows = df.rename(columns={fn_col: 'filename'})
     table = read_table(rows, Path(path)/(folder or '.'), labels, other_columns=[valid_col, split.get('group_column')])
+    _warn_of_dropped(table)
     return cls.from_table(split_table(table, valid_pct, valid_column=valid_col, **split), path=path, **kwargs)
 
 @patch(cls_method=True)

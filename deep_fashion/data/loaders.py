@@ -45,7 +45,9 @@ class PhotoPath(Transform):
     def __init__(self,
         folder, # The folder that the column `filename` is relative to
     ): self.folder = str(folder)
-    def encodes(self, row): return os.path.join(self.folder, row['filename'])
+    def encodes(self, row):
+        if 'filename' not in row: raise InputError(f"a row needs the column 'filename'; found {', '.join(map(str, row.index))}")
+        return os.path.join(self.folder, row['filename'])
 
 class OpenPhoto(Transform):
     "Whatever `Photo.create` takes to a `Photo`."
@@ -75,6 +77,10 @@ _PIPELINES = {'after_item', 'before_batch', 'after_batch'}
 _METHODS = set(DataLoader._methods) - _PIPELINES
 _STEPS = {'create_item', 'do_item', 'create_batches'} # the methods that the shortcut replaces
 
+def _is_replaced(dl, name):
+    "Whether a method was replaced in one loader; `show_batch` puts the original there."
+    return name in vars(dl) and getattr(vars(dl)[name], '__func__', None) is not getattr(type(dl), name)
+
 class PhotoDL(TfmdDL):
     "A `TfmdDL` that opens photos in threads, and can keep their pixels in a `PixelCache`."
     cache, keys = None, frozenset()
@@ -88,7 +94,7 @@ class PhotoDL(TfmdDL):
     @property
     def squish(self) -> Squish|None:
         "The transform that resizes, if a photo is opened and resized before anything else happens to it."
-        if type(self) is not PhotoDL or _STEPS & vars(self).keys() or not self.indexed or self.prebatched: return None
+        if type(self) is not PhotoDL or any(_is_replaced(self, name) for name in _STEPS) or not self.indexed or self.prebatched: return None
         if type(self.dataset) is not Datasets or not isinstance(self.after_item, Pipeline): return None
         opening, steps = self.dataset.tls[0].tfms.fs, self.after_item.fs
         if not opening or type(opening[-1]) is not OpenPhoto or not steps or type(steps[0]) is not Squish: return None
@@ -97,7 +103,7 @@ class PhotoDL(TfmdDL):
     @property
     def items_are_fixed(self) -> bool:
         "Whether an item is the same each time it is loaded: no step is unknown, and none is random."
-        if self.squish is None or _METHODS & vars(self).keys() - {'get_idxs', 'shuffle_fn'}: return False
+        if self.squish is None or any(_is_replaced(self, name) for name in _METHODS): return False
         photo, labels = (tuple(map(type, tl.tfms.fs)) for tl in self.dataset.tls)
         known = photo in ((PhotoPath, OpenPhoto), (OpenPhoto,)) and labels == (RowLabels, EncodeAttributes)
         return known and not self.before_batch.fs and {type(step) for step in self.after_item.fs} <= {Squish, ToTensor}

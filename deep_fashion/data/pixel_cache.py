@@ -40,7 +40,7 @@ class Squish(DisplayedTransform):
     def encodes(self, photo:Image.Image): return TensorImage(resized(photo, self.size))
 
 # %% ../../nbs/20_data.pixel_cache.ipynb #3667c78b
-_LAYOUT = 1 # to be increased when the way of resizing or the file format changes
+_LAYOUT = 2 # to be increased when the way of resizing or the file format changes
 _MAX_BYTES = 20*2**30
 
 class PixelCache:
@@ -62,7 +62,7 @@ class PixelCache:
         "The name of the file for the pixels of `path`; None if there is no such photo."
         try: stat = os.stat(path)
         except OSError: return None
-        facts = (_LAYOUT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, self.size)
+        facts = (_LAYOUT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, self.size)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 def _bytes_in(folder): return sum(entry.stat().st_size for entry in os.scandir(folder))

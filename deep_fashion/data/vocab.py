@@ -13,7 +13,7 @@ from fasttransform import DisplayedTransform
 from torch import Tensor
 
 from ..core import MISSING, InputError, shorten_list
-from .csv_file import label_name, sort_labels
+from .csv_file import as_label, label_name, sort_labels
 from .table import Table
 from .titles import TitleLabel
 
@@ -86,7 +86,8 @@ def __getitem__(self:AttributeVocab,
 @patch
 def _encode(self:AttributeVocab, attribute, label):
     if isinstance(label, TitleLabel): return -2 - self._index[attribute][label]
-    if pd.isna(label) or label == self.catch_all.get(attribute): label = MISSING
+    if not isinstance(label, str): label = as_label(label)
+    if label is None or label == self.catch_all.get(attribute): label = MISSING
     if label in self._index[attribute]: return self._index[attribute][label]
     if label == MISSING: return -1
     raise InputError(f"attribute {attribute!r} has label {label!r}; known are {shorten_list(self.classes[attribute], 20)}")

@@ -22,6 +22,7 @@ from .interpretation import predictions_table
 def _predict_in_order(learn, ds_idx, dl, **kwargs):
     "A loader of all photos in the order of `dl.items`, and what `get_preds` returns for them without augmentation."
     dl = (learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False)
+    if kwargs.get('act') is None: kwargs['act'] = learn.activation
     with dl.dataset.set_split_idx(1): return dl, *learn.get_preds(dl=dl, **kwargs)
 
 def _as_plain(tensor): return tensor.as_subclass(Tensor).cpu()

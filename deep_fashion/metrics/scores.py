@@ -155,20 +155,25 @@ def attribute_metrics(
 
 # %% ../../nbs/43_metrics.scores.ipynb #d8dd80e0
 class PooledLoss(AvgLoss):
-    "The loss over a whole epoch, as if it were one batch; fastai's average for other losses than `AttributeLoss`."
+    "The loss over a whole epoch, as if it were one batch; fastai's average for losses other than that of `AttributeLoss`."
     def reset(self):
         super().reset()
-        self.loss_func, self.losses, self.counts = None, 0., 0.
+        self.is_pooled, self.losses, self.counts = True, 0., 0.
 
     def accumulate(self, learn):
         super().accumulate(learn)
-        if not isinstance(learn.loss_func, AttributeLoss): return
+        self.is_pooled = self.is_pooled and type(learn.loss_func) is AttributeLoss
+        if not self.is_pooled: return
         self.loss_func = learn.loss_func
         losses, counts = self.loss_func.sums(learn.pred.detach(), *learn.yb)
+        # A callback may have changed the loss.
+        if self.loss_func.reduction == 'mean': self.is_pooled = _are_close(self.loss_func.mean_of(losses, counts), learn.loss)
         self.losses, self.counts = self.losses + losses.cpu(), self.counts + counts.cpu()
 
     @property
-    def value(self): return super().value if self.loss_func is None else self.loss_func.mean_of(self.losses, self.counts)
+    def value(self): return self.loss_func.mean_of(self.losses, self.counts) if self.count and self.is_pooled else super().value
+
+def _are_close(a, b): return torch.allclose(a.float(), b.detach().as_subclass(Tensor).float(), rtol=1e-3, atol=1e-5)
 
 # %% ../../nbs/43_metrics.scores.ipynb #fa6284dd
 def confusion_matrices(

@@ -37,7 +37,7 @@ class AttributeLoss(nn.Module):
     def __init__(self,
         sizes:list, # Number of classes of every attribute
         weights:list=None, # Weight of every attribute (default: all equal)
-        reduction:str='mean', # 'mean' over the batch, or 'none': one value per photo, the mean over its known labels
+        reduction:str='mean', # 'mean' over the batch, or 'none': one value per photo
         title_weights:list=None, # Weight of a title label, between 0 and 1, one per attribute (default: 0)
         class_weights:list=None, # For every attribute, the weight of each of its classes, or None (default: all equal)
         label_smoothing:float=0., # Share of each target that is spread over all classes of its attribute
@@ -56,7 +56,9 @@ class AttributeLoss(nn.Module):
         if self.reduction == 'mean': return self.mean_of(losses.sum(0), counts.sum(0))
         if self.reduction != 'none': raise InputError(f"reduction {self.reduction!r}: expected 'mean' or 'none'")
         weights = losses.new_tensor(self.weights)
-        return _quotient((losses*weights).sum(1), (known*weights).sum(1))
+        if not (logits.requires_grad and torch.is_grad_enabled()): return _quotient((losses*weights).sum(1), (known*weights).sum(1))
+        shares = _quotient(losses, counts.sum(0))*weights/weights.sum()
+        return shares.sum(1)*len(shares)
 
     def activation(self, logits:Tensor) -> Tensor:
         "Probabilities (batch, sum of sizes); those of one attribute sum to 1."

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.data.transforms import image_extensions
+from fastai.data.transforms import ToTensor, image_extensions
 from fastai.learner import load_learner
 from fastcore.basics import patch
 from fastai.torch_core import TensorImage, to_device
-from fastcore.basics import compose
+from fasttransform import compose_tfms
 from PIL import Image
 
 from ..core import InputError, shorten_list
@@ -139,13 +139,22 @@ class PhotoFiles(torch.utils.data.Dataset):
         try: return i, self.to_pixels(open_regular(self.paths[i]))
         except InputError as e: return i, str(e)
 
-    def __getitems__(self, indices): return in_threads(self.__getitem__, indices)
+    def __getitems__(self, indices):
+        # Transforms of the user may not be safe to use in several threads.
+        is_known = isinstance(self.to_pixels, partial) and self.to_pixels.func is resized
+        return in_threads(self.__getitem__, indices) if is_known else list(map(self.__getitem__, indices))
 
 # %% ../../nbs/80_predict.tagger.ipynb #7885a6c1
 def _to_pixels(dl):
     "The function that makes pixels of a photo in `dl`. Calling it directly takes a third less time than fastai's dispatch by type."
-    resize = next((o for o in dl.after_item.fs if isinstance(o, Squish)), None)
-    return partial(resized, size=resize.size) if resize else compose(Photo, dl.after_item)
+    is_known = getattr(dl, 'squish', None) and {type(o) for o in dl.after_item.fs} <= {Squish, ToTensor}
+    return partial(resized, size=dl.squish.size) if is_known else partial(_transformed, dl)
+
+def _transformed(dl, photo):
+    "The pixels of an RGB photo after all transforms of `dl`."
+    photo, steps = Photo(photo), dl.dataset.tls[0]
+    photo = compose_tfms(photo, steps.tfms.fs[steps.infer_idx(photo):], split_idx=1)
+    return compose_tfms((photo,), dl.after_item.fs, split_idx=1)[0]
 
 def _collate(items):
     "Indices and pixels of the photos that were read, and by index the reasons of the others."
@@ -211,4 +220,4 @@ def _predict_batch(learn, bfloat16, batch):
     with torch.no_grad(), fast_inference(device, bfloat16):
         photos = learn.dls.valid.after_batch(to_device(TensorImage(pixels), device))
         logits = learn.model(photos.as_subclass(torch.Tensor))
-    return indices, learn.loss_func.activation(logits.float()).cpu(), faults
+    return indices, learn.activation(logits.float()).cpu(), faults

@@ -12,7 +12,7 @@ import cloudpickle
 import torch
 from fastai.vision.all import *
 
-from ..core import InputError, portable_pickle, shorten_list
+from ..core import InputError, portable_pickle, shorten_list, whole_file
 from ..data.vocab import AttributeVocab, Attributes, TensorAttributes, mask_missing
 from ..data.loaders import Photo, PhotoDL
 from ..data.block import portable_loaders
@@ -29,7 +29,7 @@ from .feature_cache import FeatureCache, PhotosOnDevice
 def _check_classes(expected, loaders):
     "Raise `InputError` if `loaders` have other classes than the `AttributeVocab` `expected`."
     vocab = getattr(loaders, 'vocab', None)
-    if not isinstance(vocab, AttributeVocab) or vocab.classes == expected.classes: return
+    if not isinstance(vocab, AttributeVocab) or [*vocab.classes.items()] == [*expected.classes.items()]: return
     if vocab.attributes != expected.attributes:
         raise InputError(f"the loaders have the attributes {', '.join(vocab.attributes)}, the network has {', '.join(expected.attributes)}")
     a = next(a for a in expected if vocab[a] != expected[a])
@@ -49,11 +49,21 @@ def _check_loader(dls, dl):
     raise InputError("the loaders normalise photos, and so does the network; leave Normalize out of their batch_tfms" if found else
                      "the learner was made with loaders that normalise photos; add the same Normalize to batch_tfms of these")
 
+def _plain_loader(dl):
+    "fastai's own loader in place of a `PhotoDL`."
+    if type(dl) is not PhotoDL: return dl
+    plain = dl.new(cls=TfmdDL, n=dl.n)
+    plain.rng = dl.rng
+    return plain
+
+def _plain_loaders(dls): return type(dls)(*map(_plain_loader, dls.loaders), path=dls.path, device=dls.device)
+
 class AttributeLearner(Learner):
     "A `Learner` whose `predict` returns all attributes of one photo."
     majority = None # The most common class of every attribute among the training photos, as `majority_classes` returns it
     confidences = None # attribute -> confidence and correctness of predictions on held-out labelled photos, as `confidences_of` returns it
     title_words = None # attribute -> `TitleWords` and their precision
+    plain = False # Use fastai's own loaders
 
     @delegates(Learner.__init__)
     def __init__(self,
@@ -78,7 +88,7 @@ class AttributeLearner(Learner):
         if '_dls' in vars(self):
             _check_classes(self.vocab, dls)
             for dl in dls.loaders: _check_loader(self.dls, dl)
-        self._dls = dls
+        self._dls = _plain_loaders(dls) if self.plain else dls
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if dl is not None: _check_loader(self.dls, dl)
@@ -114,22 +124,26 @@ def export(self:AttributeLearner,
     file = (Path(self.path)/fname).absolute()
     try:
         self.path, self.model_dir, self._dls = Path(), 'models', portable_loaders(self.dls)
-        Learner.export(self, file, portable_pickle(pickle_module), pickle_protocol)
+        with whole_file(file) as temporary: Learner.export(self, temporary, portable_pickle(pickle_module), pickle_protocol)
     finally: vars(self).update(kept)
 
 # %% ../../nbs/52_train.learner.ipynb #96bb12fc
+@patch(as_prop=True)
+def activation(self:AttributeLearner):
+    "The function from outputs to probabilities: that of the loss or, if it has none, the softmax of every head."
+    return getattr(self.loss_func, 'activation', None) or AttributeLoss(self.vocab.sizes).activation
+
 @patch
 def predict(self:AttributeLearner,
-    item, # A path, the bytes of a file, a Pillow image, an array of bytes (height, width, 3), or a `TensorImage`
+    item, # A path, the bytes of a file, a Pillow image, an array of bytes (height, width, 3), a `TensorImage`, or a row
     rm_type_tfms:int=None, # How many steps of the loaders to skip before `item` (default: to be found by its type)
     with_input:bool=False, # Return the photo too, as the first element
 ) -> tuple: # `Attributes` (attribute -> name), class indices (attributes,), and attribute -> probabilities (classes,)
     "Names, class indices and probabilities of every attribute of one photo. Raises `InputError` if it cannot be read."
-    if rm_type_tfms is None: item = Photo.create(item)
+    if rm_type_tfms is None and not isinstance(item, pd.Series): item = Photo.create(item)
     dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
-    # A loss of the user may lack `activation`. For one photo, fastai's progress bar would only flicker.
-    activation = getattr(self.loss_func, 'activation', None) or AttributeLoss(self.vocab.sizes).activation
-    with self.no_bar(), self.no_logging(): photos, probabilities, _ = self.get_preds(dl=dl, with_input=True, act=activation)
+    # For one photo, fastai's progress bar would only flicker.
+    with self.no_bar(), self.no_logging(): photos, probabilities, _ = self.get_preds(dl=dl, with_input=True, act=self.activation)
     heads = split_logits(probabilities[0].as_subclass(Tensor).float(), self.vocab.sizes)
     indices = TensorAttributes([int(head.argmax()) for head in heads])
     photo, names = self.dls.decode_batch((photos, indices[None]))[0]
@@ -196,16 +210,6 @@ def _check_vocab(dls):
     classes = ', '.join(f'{a}: {vocab.class_names(a)[0]}' for a in vocab.attributes)
     raise InputError(f"nothing to learn: every attribute has one class only ({classes})")
 
-def _plain_loaders(dls):
-    "The loaders of `dls`, with fastai's own in place of `PhotoDL`."
-    return type(dls)(*map(_plain_loader, dls.loaders), path=dls.path, device=dls.device)
-
-def _plain_loader(dl):
-    if not isinstance(dl, PhotoDL): return dl
-    plain = dl.new(cls=TfmdDL)
-    plain.rng = dl.rng
-    return plain
-
 def _new_model(dls, arch, pretrained, crops, normalize, options):
     # Loaders that normalise already are left as they are.
     normalize = normalize and not any(isinstance(o, Normalize) for o in dls.train.after_batch.fs)
@@ -238,6 +242,7 @@ def attribute_learner(
     model = _new_model(dls, arch, pretrained, crops, normalize, {name: kwargs.pop(name) for name in _MODEL_OPTIONS if name in kwargs})
     if speed.channels_last: model.body.to(memory_format=torch.channels_last)
     learn = AttributeLearner(dls, model, **_learner_arguments(dls.vocab, [] if plain else speed_callbacks(speed), **kwargs))
+    learn.plain = plain
     learn.majority = _majority_of(dls.train, dls.vocab)
     if pretrained: learn.freeze()
     return learn

@@ -30,7 +30,7 @@ class BFloat16(Callback):
     def in_use(self) -> bool:
         "Whether the next batch is computed in bfloat16."
         others = any(isinstance(cb, (MixedPrecision, NonNativeMixedPrecision)) for cb in self.learn.cbs)
-        if others or not is_newest(self): return False
+        if others or not self.run or not is_newest(self): return False
         if self.enabled is not None: return self.enabled
         return trains_faster_in_bfloat16(self.model, next(self.model.parameters()).device)
 
