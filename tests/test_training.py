@@ -136,6 +136,14 @@ def test_options_out_of_range(refused, train, option, value, tmp_path):
 def test_unknown_option(command, train): assert command(*train("x", "--sise", "3")).status == 2
 
 
+def test_plain_training(command, train, tmp_path):
+    from fastai.data.core import TfmdDL
+    assert command(*train("plain", "--plain")).status == 0
+    tagger = load_tagger(tmp_path / "runs/plain/learn.pkl")
+    assert type(tagger.dls.train) is TfmdDL and not {"FeatureCache", "BFloat16"} & {type(cb).__name__ for cb in tagger.cbs}
+    assert read_json(tmp_path / "runs/plain/config.json")["settings"]["plain"] is True
+
+
 def test_missing_as_a_class_widens_every_head(command, train, tmp_path):
     assert command(*train("wide", "--missing", "class")).status == 0
     assert load_tagger(tmp_path / "runs/wide/learn.pkl").model.sizes == [7, 5, 7]

@@ -187,10 +187,12 @@ def from_df(cls:AttributeDataLoaders,
 @patch(cls_method=True)
 @delegates(AttributeDataLoaders.from_df, but=['df'])
 def from_csv(cls:AttributeDataLoaders,
-    path, # The folder of the CSV file
-    csv_fname='labels.csv', # The CSV file, relative to `path`
+    path, # The folder of the CSV file, or the file itself
+    csv_fname='labels.csv', # The CSV file, relative to the folder
     **kwargs, # Arguments of `from_df`
 ) -> AttributeDataLoaders:
     "`from_df` of a CSV file. Raises `InputError` if it cannot be read, or as `from_df` does."
     _check_options(kwargs, cls.from_csv)
-    return cls.from_df(read_csv(Path(path)/csv_fname, kwargs.get('fn_col', 0)), path, **{**kwargs, 'fn_col': 'filename'})
+    file = Path(path) if Path(path).is_file() else Path(path)/csv_fname
+    folder = file.parent if file == Path(path) else path
+    return cls.from_df(read_csv(file, kwargs.get('fn_col', 0)), folder, **{**kwargs, 'fn_col': 'filename'})
