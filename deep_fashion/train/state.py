@@ -95,12 +95,12 @@ def same_in_training(
     states = get_random_states()
     try: model = deepcopy(model).eval()
     except Exception: return False # a module that cannot be copied cannot be tried
-    photos = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0)).to(model.mean.device)
+    photos = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(model.mean.device)
     with torch.no_grad():
         expected = model.features(photos)
         for o in (model.train().body, model.pool): set_bn_eval(o)
         before = _generator_states(), network_key(model)
-        found, of_two = model.features(photos), model.features(photos[:2])
+        found, of_one = model.features(photos), model.features(photos[:1])
         is_unchanged = before == (_generator_states(), network_key(model))
     set_random_states(**states)
-    return is_unchanged and all(torch.allclose(*o, rtol=1e-3, atol=1e-4) for o in ((found, expected), (of_two, expected[:2])))
+    return is_unchanged and all(torch.allclose(*o, rtol=1e-3, atol=1e-4) for o in ((found, expected), (of_one, expected[:1])))
