@@ -67,7 +67,7 @@ def test_readers_see_no_directives_and_no_tests(site):
     for name, text in pages.items():
         readable = html.unescape(re.sub(r"<[^>]+>", "", text))
         assert "#|" not in readable and "nbdev_export()" not in readable, name
-    table = re.sub(r"<[^>]+>", "", pages[Path("14_data.table.html")])
+    table = re.sub(r"<[^>]+>", "", pages[Path("17_data.table.html")])
     assert "read_table(" in table and "test_eq(" not in table and "ExceptionExpected" not in table
 
 
