@@ -13,12 +13,17 @@ from .settings import *
 from .run import *
 from .data.photo import *
 from .data.samples import *
+from .data.folder import *
 from .data.csv_file import *
+from .data.labels import *
+from .data.columns import *
+from .data.file_names import *
 from .data.deepfashion import *
 from .data.table import *
 from .data.titles import *
 from .data.catch_all import *
 from .data.split import *
+from .data.corrections import *
 from .data.training_set import *
 from .data.vocab import *
 from .data.pixel_cache import *

@@ -1,5 +1,6 @@
 "What the tests share: sample photos, a small trained tagger, the command line in this process, real data where there is some."
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ def samples(tmp_path_factory):
 
 @pytest.fixture
 def command(capsys, tmp_path, monkeypatch):
-    "Run the command line in a folder of the test's own; gives status, standard output and standard error."
+    "Run the command line in a folder of the test's own; gives status, output, lines of errors, notes."
     monkeypatch.chdir(tmp_path)
     def run(*words):
         capsys.readouterr()
@@ -37,7 +38,8 @@ def command(capsys, tmp_path, monkeypatch):
             status=status,
             out=printed.out,
             err=printed.err,
-            lines=[line for line in printed.err.splitlines() if line.startswith("deep_fashion: ")],
+            lines=[line for line in printed.err.splitlines() if re.match("deep_fashion: (?!note: )", line)],
+            notes=re.findall("^deep_fashion: note: (.*)$", printed.err, re.M),
         )
 
     return run

@@ -16,7 +16,7 @@ from fasttransform import DisplayedTransform
 
 from ..core import InputError
 from ..settings import input_size, nearest
-from .csv_file import read_csv
+from .csv_file import CsvFile, CsvFormat
 from .table import Table, read_table
 from .split import split_table
 from .vocab import AttributeVocab, AttributesBlock, RowLabels
@@ -155,11 +155,6 @@ def _columns(columns, chosen):
     if chosen is None: return None
     return [_column(columns, o) for o in ([chosen] if isinstance(chosen, (str, int)) else chosen)]
 
-def _warn_of_dropped(table):
-    if table.dropped.empty: return
-    reasons = table.dropped.reason.str.split(':').str[0].value_counts()
-    warnings.warn(f"{len(table.dropped)} rows left out: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}", stacklevel=3)
-
 @patch(cls_method=True)
 @delegates(AttributeDataLoaders.from_table, but=['table'])
 @delegates(split_table, keep=True, but=['table', 'valid_pct', 'valid_column', 'valid_table'])
@@ -181,7 +176,6 @@ def from_df(cls:AttributeDataLoaders,
     labels, fn_col = _columns(df.columns, label_cols), _column(df.columns, fn_col)
     rows = df.rename(columns={fn_col: 'filename'})
     table = read_table(rows, Path(path)/(folder or '.'), labels, other_columns=[valid_col, split.get('group_column')])
-    _warn_of_dropped(table)
     return cls.from_table(split_table(table, valid_pct, valid_column=valid_col, **split), path=path, **kwargs)
 
 @patch(cls_method=True)
@@ -195,4 +189,8 @@ def from_csv(cls:AttributeDataLoaders,
     _check_options(kwargs, cls.from_csv)
     file = Path(path) if Path(path).is_file() else Path(path)/csv_fname
     folder = file.parent if file == Path(path) else path
-    return cls.from_df(read_csv(file, kwargs.get('fn_col', 0)), folder, **{**kwargs, 'fn_col': 'filename'})
+    table = CsvFile(file, CsvFormat(kwargs.get('fn_col', 0)))
+    rows = table.read()
+    notes = [*table.notes, *(f"{file}: line {line} is left out: {reason}" for line, _, reason in table.dropped)]
+    for note in notes: warnings.warn(note, stacklevel=2)
+    return cls.from_df(rows, folder, **{**kwargs, 'fn_col': 'filename'})

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, shorten_list
-from .csv_file import as_label
+from .labels import as_label
 from .table import Table
 from .titles import TitleWords, cross_validate_titles
 

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from ..core import InputError, shorten_list
-from .csv_file import as_label
+from .labels import as_label
 from .table import Table
 
 # %% ../../nbs/22_data.split.ipynb #8f1349d5

@@ -14,7 +14,10 @@ from sklearn.model_selection import GroupKFold
 
 from ..core import InputError
 from ..settings import Settings
-from .table import Table, correct_table, read_table
+from .csv_file import CsvFormat
+from .labels import read_labels_map
+from .table import Table, read_table
+from .corrections import correct_table
 from .catch_all import mask_catch_all, resolve_catch_all
 from .split import products_of, split_table
 
@@ -71,16 +74,24 @@ def _with_folds(table, products, settings, folds):
     return replace(table, rows=table.rows.assign(fold=fold, is_valid=fold == 0))
 
 # %% ../../nbs/24_data.training_set.ipynb #de4970e0
+def _read_tables(settings):
+    "The table with its corrections, and the one for validation or None."
+    others = [settings.valid_column, settings.group_column, settings.title_column]
+    csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
+    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names, others, settings.labels_map, csv_format)
+    if settings.corrections: table = correct_table(table, settings.corrections, new_classes=settings.new_classes)
+    if not settings.valid_csv: return table, None
+    labels_map = read_labels_map(settings.labels_map) if settings.labels_map else {}
+    labels_map = {a: of_labels for a, of_labels in labels_map.items() if a in table.attributes}
+    return table, read_table(settings.valid_csv, settings.img_dir, table.attributes, labels_map=labels_map, csv_format=csv_format)
+
 def read_training_set(
     settings:Settings, # Of a run
     folds:int=1, # Parts for cross-validation; 1: a single split
     valid_pct:float=.2, # Share of the products set aside by a single split
 ) -> TrainingSet:
     "The photos of a run. Raises `InputError` if the table, the photos or the split cannot be used."
-    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
-                       [settings.valid_column, settings.group_column, settings.title_column])
-    if settings.corrections: table = correct_table(table, settings.corrections)
-    valid_table = settings.valid_csv and read_table(settings.valid_csv, settings.img_dir, table.attributes)
+    table, valid_table = _read_tables(settings)
     products = products_of(table.rows, settings.group_column, settings.group_pattern)
     catch_all = resolve_catch_all(table, products, settings.catch_all, settings.title_column)
     table, valid_table = mask_catch_all(table, catch_all), valid_table and mask_catch_all(valid_table, catch_all)

@@ -13,7 +13,7 @@ from fasttransform import DisplayedTransform
 from torch import Tensor
 
 from ..core import MISSING, InputError, shorten_list
-from .csv_file import as_label, label_name, sort_labels
+from .labels import as_label, label_name, sort_labels
 from .table import Table
 from .titles import TitleLabel
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from ..core import new_folder, safe_file_name, whole_file, write_csv, write_json
 from ..settings import AnalyzeSettings, takes_settings
 from ..run import Run
+from ..data.csv_file import CsvFormat
+from ..data.labels import look_alikes
 from ..data.table import Table, read_table
 from ..data.split import products_of
 from ..evaluate.label_audit import checked_predictions
@@ -29,7 +31,8 @@ def audit_summary(
     catch_alls = {a: dict(label=e['label'], share=round(e['share'], 4), says=e['says']) for a, e in findings.catch_alls.items()}
     unusable = {reason: int(n) for reason, n in findings.unusable.reason.value_counts().items()}
     label_errors = {} if findings.errors is None else dict(label_errors=len(findings.errors))
-    return dict(summarize(table), catch_all=catch_alls, near_duplicates=int(findings.duplicates.group.nunique()),
+    return dict(summarize(table), notes=table.notes, refused_labels=len(table.refused), catch_all=catch_alls,
+                near_duplicates=int(findings.duplicates.group.nunique()),
                 leaking=findings.leaking, unusable=unusable, **label_errors)
 
 def write_findings(
@@ -39,6 +42,7 @@ def write_findings(
 ) -> None:
     "Write the cleaned table, the lists of findings and the plots."
     lists = {'cleaned': table.rows, 'cleaned_missing_as_class': missing_as_class(table), 'dropped': table.dropped,
+             'refused_labels': table.refused, 'labels_map': look_alikes(table.rows, table.attributes),
              'near_duplicates': findings.duplicates, 'unusable_photos': findings.unusable, 'label_errors': findings.errors}
     for name, rows in lists.items():
         if rows is not None: write_csv(out/f'{name}.csv', rows)
@@ -56,7 +60,8 @@ def analyze(
     Raises `InputError` if the table or the run cannot be used or `out` holds something already."""
     out = new_folder(settings.out)
     table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
-                       [settings.title_column, settings.group_column])
+                       [settings.title_column, settings.group_column], settings.labels_map,
+                       CsvFormat(settings.filename_column, settings.delimiter, settings.encoding))
     products = products_of(table.rows, settings.group_column, settings.group_pattern)
     predictions = settings.run and checked_predictions(Run(settings.run).predictions, table.attributes)
     findings = audit_table(table, products, predictions, settings.title_column)

@@ -25,8 +25,8 @@ from PIL import Image
 from ..core import InputError, shorten_list
 from ..run import Run, model_file
 from ..data.photo import open_photo
-from ..data.csv_file import read_csv_chunks
-from ..data.table import inside_folder
+from ..data.csv_file import CsvFile
+from ..data.file_names import inside_folder
 from ..data.pixel_cache import Squish, resized
 from ..data.loaders import Photo, default_workers, in_threads
 from ..model.precision import fast_inference, keep_freed_memory
@@ -90,7 +90,7 @@ def photo_parts(
         if columns: raise InputError(f"column {columns[0]!r}: a folder has no columns; give the table that lists its photos (csv_path)")
         yield from _parts_of_folder(img_dir)
         return
-    for rows in read_csv_chunks(csv_path, _ROWS_AT_ONCE):
+    for rows in CsvFile(csv_path).chunks(_ROWS_AT_ONCE):
         for column in columns:
             if column not in rows: raise InputError(f"{csv_path}: no column {column!r}; found {shorten_list(rows.columns, 20)}")
         yield rows[list(dict.fromkeys(['filename', *columns]))]

@@ -7,6 +7,7 @@ __all__ = ['audit_page']
 
 # %% ../../nbs/75_report.audit_page.ipynb #8a13c287
 from ..core import shorten_list
+from ..data.labels import look_alikes
 from ..data.table import Table
 from ..evaluate.audit import Findings
 from .html import PAGE_STYLE, as_base64, page_template, rows_with_photos
@@ -22,8 +23,20 @@ _PAGE = page_template("""<!doctype html>
 <style>{{ style }}</style></head><body>
 <h1>Audit</h1>
 <p class="quiet">{{ source }}: {{ photo_count }} usable photos, {{ dropped|length }} rows dropped or merged.</p>
-<nav><a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
+<nav><a href="#notes">Notes on the table</a> ·
+<a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
+
+<h2 id="notes">Notes on the table</h2>
+{% if notes %}<ul>{% for note in notes %}<li>{{ note }}</li>
+{% endfor %}</ul>{% else %}<p>Nothing unusual was found in reading it.</p>{% endif %}
+{% if look_alikes %}<p>Labels that look alike are listed in <code>labels_map.csv</code>, each with the label to use in its place.
+Edit the file, and give it to training as <code>--labels_map</code>.</p>
+<div class="scroll"><table><thead><tr><th scope="col">attribute</th><th scope="col">label</th><th scope="col">photos</th>
+<th scope="col">proposed</th><th scope="col">looks like</th></tr></thead><tbody>
+{% for r in look_alikes[:most] %}<tr><td>{{ r.attribute }}</td><td>{{ r.label }}</td><td>{{ r.photos }}</td><td>{{ r.use }}</td>
+<td>{{ r.looks_like }}</td></tr>
+{% endfor %}</tbody></table></div>{% endif %}
 
 <h2 id="shares">Class shares</h2><img class="plot" alt="Number of photos per class" src="data:image/png;base64,{{ shares }}">
 
@@ -85,7 +98,8 @@ def audit_page(
     errors, unusable, duplicates = findings.errors, findings.unusable, findings.duplicates
     return _PAGE.render(
         style=PAGE_STYLE, source=source, photo_count=len(table.rows), shares=as_base64(shares_png), most=_MAX_SHOWN,
-        dropped=table.dropped.to_dict('records'),
+        dropped=table.dropped.to_dict('records'), notes=table.notes,
+        look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
         catch_alls=[_catch_all_shown(table, a, evidence) for a, evidence in findings.catch_alls.items()],
         errors=None if errors is None else rows_with_photos(table, errors, _MAX_SHOWN), error_count=0 if errors is None else len(errors),
         duplicates=_duplicates_shown(table, duplicates), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
