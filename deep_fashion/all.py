@@ -15,6 +15,7 @@ from .data.photo import *
 from .data.samples import *
 from .data.csv_file import *
 from .data.deepfashion import *
+from .data.fashionpedia import *
 from .data.table import *
 from .data.titles import *
 from .data.catch_all import *
