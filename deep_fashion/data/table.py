@@ -173,21 +173,23 @@ def read_table(
 ) -> Table:
     "The usable photos, and the rows left out. Raises `InputError` if no photo is usable or a column is missing or unsuitable."
     if isinstance(csv_path, pd.DataFrame): rows, csv_path = _frame_rows(csv_path), 'the data frame'
-    elif (data := public_data(csv_path)) is not None: return _public_table(data, csv_path, img_dir, attributes, names)
+    elif (data := public_data(csv_path)) is not None: return _public_table(data, csv_path, img_dir, attributes, names, other_columns)
     else: rows = read_csv(csv_path)
     attributes = _select_attributes(rows.columns, attributes, list(filter(None, other_columns)), csv_path)
     names = read_names(names) if names else {}
     _check_names(names, attributes)
     return _build_table(rows, attributes, img_dir, names, csv_path)
 
-def _public_table(data, source, img_dir, attributes, names):
+def _public_table(data, source, img_dir, attributes, names, other_columns):
     "The table of a public data set; its columns beside the attributes are kept."
-    attributes = list(attributes or data.attributes)
+    for column in filter(None, other_columns):
+        if column not in data.rows: raise InputError(f"{source}: no column {column!r}; found {shorten_list(data.rows, 20)}")
+    attributes = list(attributes or (a for a in data.attributes if a not in other_columns))
     unknown = [a for a in attributes if a not in data.attributes]
     if unknown: raise InputError(f"{source}: no attribute {unknown[0]!r}; found {shorten_list(data.attributes, 20)}")
     names = read_names(names) if names else {a: labels for a, labels in data.names.items() if a in attributes}
     _check_names(names, attributes)
-    rows = data.rows.drop(columns=[a for a in data.attributes if a not in attributes])
+    rows = data.rows.drop(columns=[a for a in data.attributes if a not in (*attributes, *other_columns)])
     table = _build_table(rows, attributes, photo_folder(data, img_dir), names, source)
     dropped = pd.DataFrame(data.dropped, columns=['line', 'filename', 'reason'])
     return replace(table, dropped=pd.concat([dropped, table.dropped], ignore_index=True) if len(dropped) else table.dropped)
