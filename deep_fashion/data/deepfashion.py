@@ -36,7 +36,7 @@ class PublicData:
 
 def _first_reason(dropped): return f"; the first problem: line {dropped[0][0]}: {dropped[0][2]}" if dropped else ""
 
-# %% ../../nbs/15_data.deepfashion.ipynb #132691e0
+# %% ../../nbs/15_data.deepfashion.ipynb #59a97111
 _SUBFOLDERS = ('', 'Img', 'images', 'train', 'train2020', 'val', 'val_test2020', 'test')
 
 def photo_folder(
@@ -48,7 +48,7 @@ def photo_folder(
     sample = data.rows.filename.iloc[::max(1, len(data.rows)//200)]
     for folder in [base/name for base in [*named, *data.folders] for name in _SUBFOLDERS]:
         if any((folder/name).is_file() for name in sample):
-            if img_dir and folder.resolve() != Path(img_dir).resolve():
+            if img_dir and not folder.resolve().is_relative_to(Path(img_dir).resolve()):
                 warnings.warn(f"{img_dir}: does not hold {sample.iloc[0]}; photos are read from {folder}", stacklevel=2)
             return folder
     return Path(img_dir or data.folders[0])
