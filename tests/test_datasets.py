@@ -78,6 +78,13 @@ def test_fine_labels_of_deepfashion(deepfashion, drawn, given, img_dir):
     assert set(table.rows.category) == {"Tee"} and dict(table.rows.part.value_counts())["val"] == 5
 
 
+def test_lists_from_windows_and_one_list_for_all(deepfashion, drawn):
+    for path in (deepfashion / "Anno_fine").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    table = read_table(deepfashion / "Anno_fine" / "list_attr_cloth.txt", deepfashion)
+    assert len(table.rows) == len(drawn) and table.dropped.empty
+
+
 def test_training_on_the_published_parts(deepfashion, command):
     quick = ["--no-pretrained", "--size", "48", "-bs", "8", "-nw", "0", "-ep", "1", "--no-report"]
     result = command("train", "--run_name", "fine", "--csv_path", deepfashion, "--img_dir", deepfashion, "--valid_column", "part",
@@ -119,6 +126,9 @@ def test_other_folders_are_refused_with_what_was_found(tmp_path, refused, deepfa
     (tmp_path / "other" / "annos").mkdir(parents=True)
     (tmp_path / "other" / "readme.txt").touch()
     says = ["expected Anno_fine", "list_attr_img.txt", "found annos/, readme.txt"]
+    refused("analyze", "--csv_path", tmp_path / "other", "--img_dir", tmp_path, "--out", "out", says=says)
+    (tmp_path / "other" / "table.csv").touch()
+    says = ["name the table itself", str(tmp_path / "other" / "table.csv")]
     refused("analyze", "--csv_path", tmp_path / "other", "--img_dir", tmp_path, "--out", "out", says=says)
     (deepfashion / "Anno_fine" / "train_cate.txt").write_text("2\n")
     refused("analyze", "--csv_path", deepfashion, "--img_dir", deepfashion, "--out", "out", says=["train.txt", "train_cate.txt labels 1"])

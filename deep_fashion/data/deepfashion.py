@@ -53,9 +53,9 @@ def photo_folder(
             return folder
     return Path(img_dir or data.folders[0])
 
-# %% ../../nbs/15_data.deepfashion.ipynb #53053922
+# %% ../../nbs/15_data.deepfashion.ipynb #f242bb63
 def _lines(path):
-    try: return path.read_text(encoding='utf-8').splitlines()
+    try: return path.read_text(encoding='utf-8-sig').rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path}: cannot be read ({e})") from e
 
 def _is_cut(path, announced, n):
@@ -207,7 +207,7 @@ def _read_coarse(folder):
             return rows.assign(partition=_photo_words(base/'list_eval_partition.txt', filenames)), attributes, {}, dropped
     return rows, attributes, {}, dropped
 
-# %% ../../nbs/15_data.deepfashion.ipynb #e24a77b1
+# %% ../../nbs/15_data.deepfashion.ipynb #565cfe46
 _LAYOUTS = ("Anno_fine or split with list_attr_cloth.txt, train.txt and train_attr.txt, or Anno_coarse with list_attr_cloth.txt "
             "and list_attr_img.txt")
 
@@ -223,14 +223,19 @@ def _folders(root):
 def _is_fine(folder): return any((folder/f'{o}.txt').is_file() and (folder/f'{o}_attr.txt').is_file() for o in ('train', 'val', 'test'))
 def _is_coarse(folder): return (folder/'list_attr_img.txt').is_file()
 
+def _listing(root, folders):
+    "What is in the folder that comes nearest to a layout, with a hint if that is a CSV file."
+    nearest = (*folders, root)[0]
+    entries = sorted(str((o/'_' if o.is_dir() else o).relative_to(root)).removesuffix('_') for o in nearest.iterdir())
+    table = next((o for o in entries if o.lower().endswith('.csv')), None)
+    return (shorten_list(entries, 8) or "nothing") + (f" (name the table itself: {root/table})" if table else "")
+
 def _find_lists(root):
     "The folder of the lists below `root`, and the function that reads it."
     folders = [folder for folder in _folders(root) if (folder/'list_attr_cloth.txt').is_file()]
     found = [(o, _read_fine) for o in folders if _is_fine(o)]
     found += [(o, _read_coarse) for o in folders if _is_coarse(o) and not _is_fine(o)]
-    if not found:
-        entries = sorted(o.name + '/'*o.is_dir() for o in root.iterdir())
-        raise InputError(f"{root}: is no data set that can be read; expected {_LAYOUTS}; found {shorten_list(entries, 8) or 'nothing'}")
+    if not found: raise InputError(f"{root}: is no data set that can be read; expected {_LAYOUTS}; found {_listing(root, folders)}")
     if found[1:]:
         others = shorten_list(o for o, _ in found[1:])
         warnings.warn(f"{root}: {found[0][0]} is read, not {others}; name that folder to read it", stacklevel=2)

@@ -157,7 +157,7 @@ def imaterialist_data(
             except ValueError: dropped.append((line, name, "EncodedPixels, Height, ClassId or AttributesIds is no outline with its labels"))
     return _data(photos, ontology, path, dropped)
 
-# %% ../../nbs/16_data.fashionpedia.ipynb #72dc8c70
+# %% ../../nbs/16_data.fashionpedia.ipynb #e6dacd30
 def _is_imaterialist(path):
     try:
         with open(path, 'rb') as f: header = f.readline(1000).decode('utf-8', 'replace')
@@ -181,4 +181,6 @@ def public_data(
     path = Path(path)
     if path.is_dir(): return _folder_data(path)
     if path.suffix.lower() == '.json': return fashionpedia_data(path)
+    # One of the lists of DeepFashion stands for all.
+    if path.suffix == '.txt' and path.with_name('list_attr_cloth.txt').is_file(): return deepfashion_data(path.parent)
     return imaterialist_data(path) if path.is_file() and _is_imaterialist(path) else None
