@@ -19,6 +19,7 @@ from .data.labels import *
 from .data.columns import *
 from .data.file_names import *
 from .data.deepfashion import *
+from .data.fashionpedia import *
 from .data.table import *
 from .data.titles import *
 from .data.catch_all import *

@@ -175,7 +175,8 @@ _MODEL = option(..., "tagger to use: the folder of a run, or an exported Learner
 _SEED = option(42, "the same seed gives the same result on the same machine", 'training', metavar='N', ge=0, lt=2**32)
 _TITLES = option(None, "column that holds product titles (default: the file names)", 'data', metavar='COLUMN')
 _PRODUCTS = option(None, "column that names the product a photo shows; products are never split", 'data', metavar='COLUMN')
-_PATTERN = option(None, "regular expression on the file name whose first group is the product (default: recognised)", 'data', metavar='REGEX')
+_PATTERN = option(None, "regular expression on the file name whose first group is the product (default: recognised)",
+                  'data', metavar='REGEX')
 _BATCH = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=1, le=2**16)
 _WORKERS = option(None, "processes that open photos (default: none on up to 8 cores, where threads do it; else up to 8)",
                   'speed', ('-nw',), metavar='N', ge=0)

@@ -2,6 +2,7 @@
 import json
 import socket
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +92,31 @@ def test_of_two_photos_with_one_name_only_the_corrected_one_changes(browser, ser
     assert stored.pattern["same.jpg"] == "3" and tab.errors == []
 
 
+def test_two_photos_with_one_name_keep_their_own_corrections(browser, served, samples, tmp_path):
+    _, address, corrections = served
+    photos = [tmp_path / folder / "twice.jpg" for folder in "ab"]
+    for i, photo in enumerate(photos, start=1):
+        photo.parent.mkdir()
+        photo.write_bytes((samples.images / f"shirt-{i:05}-1.jpg").read_bytes())
+    tab = browser(width=1200)
+    tab.goto(address)
+    tab.set_input_files("input[type=file]", photos)
+    tab.get_by_role("status").filter(has_text="2 photos tagged").wait_for()
+    for row, label in ((1, "dotted"), (2, "striped")):
+        tab.get_by_label("Photo", exact=True).click()
+        tab.get_by_role("option", name=f"twice.jpg (row {row})").click()
+        tab.get_by_label("pattern is really").click()
+        tab.get_by_role("option", name=label).click()
+        tab.get_by_role("button", name="Save corrections").click()
+        tab.get_by_role("status").filter(has_text=f"pattern {label}").wait_for()
+    first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="twice.jpg").all()
+    assert "dotted corrected" in first.inner_text() and "striped corrected" in second.inner_text()
+    with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
+    assert list(pd.read_csv(download.value.path(), dtype=str).pattern) == ["3", "1"]
+    stored = pd.read_csv(corrections, dtype=str).query("filename == 'twice.jpg'").set_index("sha256").pattern
+    assert dict(stored) == {sha256(photo.read_bytes()).hexdigest(): label for photo, label in zip(photos, "31")}
+
+
 def test_on_a_phone_nothing_sticks_out(browser, served, samples):
     tab = browser(width=390, dark=True)
     tab.goto(served[1])
@@ -137,6 +163,14 @@ def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, sam
     assert len(answers) == len(paths) and {found["error"] for found in answers} == {"is no file that was uploaded to this page"}
     assert (folder / "notes.txt").read_text() == "mine" and photo.exists() and (inside / "photo.jpg").is_symlink()
     (inside / "photo.jpg").unlink()
+
+
+@pytest.mark.parametrize("files", [None, "a.jpg", [None], ["a.jpg"], [{}], [{"path": 5}], [{"path": "a.jpg", "orig_name": 5}]])
+def test_malformed_requests_are_answered_in_one_line(served, files):
+    started = httpx.post(f"{served[1]}/gradio_api/call/tag", json={"data": [files]})
+    answer = httpx.get(f"{served[1]}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60).text
+    event, data, *_ = answer.splitlines()
+    assert event == "event: error" and json.loads(data.removeprefix("data: "))["error"].startswith("expected a ")
 
 
 def test_other_hosts_are_refused(served):

@@ -260,21 +260,3 @@ def test_corrections_find_photos_in_sub_folders(photos, catalogue, tmp_path):
     changed = corrected.rows.filename[corrected.rows.neck != table.rows.neck]
     assert list(changed) == ["tops/shirt-00000-1.jpg", "knit/shirt-00000-2.jpg"]
     assert "several files fit" in corrected.dropped.reason.iloc[-1]
-
-
-def test_kaggle_fashion_product_images(photos, tmp_path):
-    "styles.csv in its published form: ids without extension, unquoted commas in titles."
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i, path in enumerate(sorted(photos.iterdir())): shutil.copy(path, folder / f"{15970 + i}.jpg")
-    lines = ["id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"]
-    for i in range(30):
-        title = "Turtle Check Men, Navy Blue Shirt" if i == 4 else f"Brand {i} Men Navy Blue Shirt {i}"
-        gender, article = ("Women", "Men")[i % 2], ("Tshirts", "Shirts", "Shirts")[i % 3]
-        lines.append(f"{15970 + i},{gender},Apparel,Topwear,{article},Navy Blue,Fall,{2011 + i % 3}.0,Casual,{title}")
-    lines.append("99999,Men,Apparel,Topwear,Shirts,NA,Fall,2011.0,Casual,Absent")
-    (tmp_path / "styles.csv").write_text("\n".join(lines))
-    found = read_table(tmp_path / "styles.csv", folder)
-    assert len(found.rows) == 29 and found.kinds["productDisplayName"] == "title"
-    assert set(found.attributes) == {"gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage"}
-    assert list(found.dropped.line) == [6, 32]

@@ -25,7 +25,7 @@ class Corrections:
         self._rows()
 
     def _rows(self):
-        if not self.path.exists(): return pd.DataFrame(columns=['filename', *self.attributes], dtype=object)
+        if not self.path.exists(): return pd.DataFrame(columns=['filename', *self.attributes, 'sha256'], dtype=object)
         rows = read_csv(self.path).astype(object)
         absent = [name for name in ('filename', *self.attributes) if name not in rows]
         if absent: raise InputError(f"{self.path}: has no column {absent[0]!r}, so it holds no corrections for this tagger; "
@@ -35,11 +35,15 @@ class Corrections:
     def keep(self,
         filename:str, # The photo
         labels:dict, # attribute -> label
+        sha256:str='', # The SHA-256 of the file's content in hexadecimal digits, empty if it is not known
     ) -> None:
-        "Store the labels of a photo. An earlier correction of the same attribute is replaced."
+        "Store the labels of a photo. An earlier correction of the same attribute is replaced if both name and content are the same."
         with self._lock:
             rows = self._rows()
-            if filename not in set(rows.filename):
-                rows = pd.concat([rows, pd.DataFrame([dict(filename=filename)], dtype=object)], ignore_index=True)
-            for attribute, label in labels.items(): rows.loc[rows.filename == filename, attribute] = label
+            if 'sha256' not in rows: rows['sha256'] = ''
+            is_photo = (rows.filename == filename) & (rows.sha256 == sha256)
+            if not is_photo.any():
+                rows = pd.concat([rows, pd.DataFrame([dict(filename=filename, sha256=sha256)], dtype=object)], ignore_index=True)
+                is_photo = rows.index == len(rows) - 1
+            for attribute, label in labels.items(): rows.loc[is_photo, attribute] = label
             with whole_file(self.path) as f: rows.to_csv(f, index=False, encoding='utf-8')

@@ -6,6 +6,7 @@
 __all__ = ['MAX_PHOTOS', 'MAX_MEGABYTES', 'PhotoSession', 'tag_uploads', 'AppPage', 'build_app', 'serve_app']
 
 # %% ../../nbs/97_app.server.ipynb #db320b98
+import hashlib
 import io
 import os
 import tempfile
@@ -42,20 +43,29 @@ def _discard(files):
 
 # %% ../../nbs/97_app.server.ipynb #3f63981f
 def _path_and_name(file):
-    "Of one of Gradio's `FileData`, or the same as a dictionary."
-    path, name = (file['path'], file.get('orig_name')) if isinstance(file, dict) else (file.path, file.orig_name)
+    "Of one of Gradio's `FileData`, or the same as a dictionary. Raises `InputError` if it is anything else."
+    found = file if isinstance(file, dict) else getattr(file, '__dict__', {})
+    path, name = found.get('path'), found.get('orig_name')
+    if not isinstance(path, str) or not isinstance(name, str|None):
+        raise InputError(f'expected a file as {{"path": "..."}}, with the path that the upload returned; found {repr(file)[:80]}')
     return path, name or Path(path).name
 
 def _paths_and_names(payload): return [_path_and_name(file) for file in (payload.root if payload else [])]
+
+def _listed_files(files):
+    "Paths and names of the files in a request. Raises `InputError` if it has no list of files."
+    if not isinstance(files, list): raise InputError(f"expected a list of files; found {repr(files)[:80]}")
+    return [_path_and_name(file) for file in files]
 
 # %% ../../nbs/97_app.server.ipynb #983dbe57
 _KEPT_SECONDS, _KEPT_SIZE = 3600, (1024, 1024)
 
 @dataclass
 class PhotoSession:
-    "The photos of one visitor, with small copies and corrections by the position of the photo."
+    "The photos of one visitor, with small copies, hashes and corrections by the position of the photo."
     photos: list = field(default_factory=list) # As `tag_files` returns them
     copies: dict = field(default_factory=dict) # position -> JPEG
+    hashes: dict = field(default_factory=dict) # position -> SHA-256 of the upload in hexadecimal digits
     corrected: dict = field(default_factory=dict) # position -> attribute -> label
 
     @property
@@ -92,6 +102,7 @@ def tag_uploads(
         refused = "is no file that was uploaded to this page"
         session = PhotoSession([next(tagged) if file in accepted else dict(filename=Path(file[1]).name, error=refused) for file in files])
         session.copies = {i: _small_copy(files[i][0]) for i in session.readable}
+        session.hashes = {i: hashlib.sha256(Path(files[i][0]).read_bytes()).hexdigest() for i in session.readable}
     finally: _discard(accepted)
     return session
 
@@ -168,7 +179,7 @@ def _label_choices(vocab, attribute):
 def _errors_on_page():
     "Pass an `InputError` on as the error that Gradio shows."
     try: yield
-    except InputError as e: raise _gradio().Error(str(e)) from e
+    except InputError as e: raise _gradio().Error(str(e), print_exception=False) from e
 
 class AppPage:
     "The components of the page and the handlers of its events."
@@ -244,7 +255,7 @@ def correct(self:AppPage,
     given = {a: label for a, label in zip(vocab.attributes, labels) if label is not None}
     if i is None or not given: raise _gradio().Error("Choose the right label of at least one attribute first.")
     filename = session.photos[i]['filename']
-    with _errors_on_page(): self.corrections.keep(filename, given)
+    with _errors_on_page(): self.corrections.keep(filename, given, session.hashes[i])
     session.corrected.setdefault(i, {}).update(given)
     saved = ", ".join(f"{_spaced(a)} {vocab.name(a, label)}" for a, label in given.items())
     return {ui.session: session, ui.status: _status_html(f"Saved in {self.corrections.path}: {filename}, {saved}."),
@@ -279,7 +290,8 @@ def build_app(
         # Gradio derives the parameters of the API from the annotations.
         def tag(files: list[gr.FileData]) -> list:
             "Tag photos: for each the file name and, per attribute, all classes with their probabilities, or why it could not be read."
-            return page.tag([_path_and_name(file) for file in files]).photos
+            with _errors_on_page(): files = _listed_files(files)
+            return page.tag(files).photos
         gr.api(tag, api_name='tag', **_ONE_AT_A_TIME)
     return blocks
 

@@ -63,6 +63,11 @@ def _find_by_content(rows, img_dir):
         same = [name for name in candidates if _digest(img_dir/name) == digest.lower()]
         if same: names[line] = names[line] if names[line] in same else same[0]
         elif candidates: changed.append((line, names[line], "no photo of this name has the content that was corrected"))
+    # Where a name was corrected with and without content, the content decides.
+    known = rows[digests.notna()]
+    for attribute in rows.columns.drop(['filename', 'sha256']):
+        is_repeated = digests.isna() & rows.filename.isin(known.filename[known[attribute].notna()])
+        rows[attribute] = rows[attribute].mask(is_repeated, None)
     rows = rows.assign(filename=names)
     return rows.drop(index=[line for line, *_ in changed]), changed
 
