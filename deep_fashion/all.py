@@ -18,6 +18,8 @@ from .data.deepfashion import *
 from .data.table import *
 from .data.titles import *
 from .data.catch_all import *
+from .data.near_duplicates import *
+from .data.products import *
 from .data.split import *
 from .data.training_set import *
 from .data.vocab import *

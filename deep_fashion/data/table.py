@@ -30,6 +30,7 @@ class Table:
     names: dict = field(default_factory=dict) # attribute -> label -> name
     dropped: pd.DataFrame = None # `line` in the file, `filename`, `reason`
     catch_all: dict = field(default_factory=dict) # attribute -> catch-all class, whose labels are treated as missing
+    kinds: dict = field(default_factory=dict) # column that is no attribute -> what it holds: 'identifier', 'title', 'number', 'date', ...
 
     def name(self,
         attribute:str, # One of `attributes`

@@ -6,6 +6,7 @@
 __all__ = ['TrainingSet', 'assign_folds', 'read_training_set']
 
 # %% ../../nbs/24_data.training_set.ipynb #3db50f92
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,8 @@ from ..core import InputError
 from ..settings import Settings
 from .table import Table, correct_table, read_table
 from .catch_all import mask_catch_all, resolve_catch_all
-from .split import products_of, split_table
+from .products import find_products
+from .split import join_tables, split_products
 
 # %% ../../nbs/24_data.training_set.ipynb #bfd0a818
 @dataclass
@@ -71,24 +73,32 @@ def _with_folds(table, products, settings, folds):
     return replace(table, rows=table.rows.assign(fold=fold, is_valid=fold == 0))
 
 # %% ../../nbs/24_data.training_set.ipynb #de4970e0
+def _read_tables(settings):
+    "The photos to learn from, and those of `valid_csv`, None without it."
+    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
+                       [settings.valid_column, settings.group_column, settings.title_column])
+    if settings.corrections: table = correct_table(table, settings.corrections)
+    return table, settings.valid_csv and read_table(settings.valid_csv, settings.img_dir, table.attributes)
+
 def read_training_set(
     settings:Settings, # Of a run
     folds:int=1, # Parts for cross-validation; 1: a single split
     valid_pct:float=.2, # Share of the products set aside by a single split
 ) -> TrainingSet:
-    "The photos of a run. Raises `InputError` if the table, the photos or the split cannot be used."
-    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
-                       [settings.valid_column, settings.group_column, settings.title_column])
-    if settings.corrections: table = correct_table(table, settings.corrections)
-    valid_table = settings.valid_csv and read_table(settings.valid_csv, settings.img_dir, table.attributes)
-    products = products_of(table.rows, settings.group_column, settings.group_pattern)
-    catch_all = resolve_catch_all(table, products, settings.catch_all, settings.title_column)
-    table, valid_table = mask_catch_all(table, catch_all), valid_table and mask_catch_all(valid_table, catch_all)
-    if folds == 1:
-        table = split_table(table, valid_pct, settings.group_column, settings.group_pattern, settings.valid_column, valid_table,
-                            settings.random_seed)
-        products = products_of(table.rows, settings.group_column, settings.group_pattern)
+    """The photos of a run; warns how their products were recognised.
+
+    Raises `InputError` if the table, the photos or the split cannot be used."""
+    table, valid_table = _read_tables(settings)
+    n, valid_column = len(table.rows), settings.valid_column
+    if folds == 1 and valid_table: table, valid_column = join_tables(table, valid_table), 'is_valid'
+    products = find_products(table, settings.group_column, settings.group_pattern)
+    # Only the photos to learn from decide which class is a catch-all class.
+    known = replace(table, rows=table.rows.head(n))
+    table = mask_catch_all(table, resolve_catch_all(known, products.of_row.head(n), settings.catch_all, settings.title_column))
+    if folds == 1: table = split_products(table, products.of_row, valid_pct, valid_column, settings.random_seed)
     titles = table.rows[settings.title_column or 'filename'].fillna('') if settings.titles else None
     # A column `fold` of the user has another meaning.
     table = replace(table, rows=table.rows.drop(columns='fold', errors='ignore'))
-    return TrainingSet(table if folds == 1 else _with_folds(table, products, settings, folds), products, titles)
+    if folds > 1: table = _with_folds(table, products.of_row, settings, folds)
+    warnings.warn(products.note, stacklevel=2)
+    return TrainingSet(table, products.of_row, titles)
