@@ -6,7 +6,6 @@
 __all__ = ['TrainingSet', 'assign_folds', 'read_training_set']
 
 # %% ../../nbs/24_data.training_set.ipynb #3db50f92
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +26,7 @@ class TrainingSet:
     table: Table # Its rows have a column `is_valid` and, for cross-validation, `fold`
     products: pd.Series # The product of every row
     titles: pd.Series|None = None # The title of every row; None where titles are not used
+    note: str = '' # How many products there are, and how they were recognised
 
     @property
     def rows(self) -> pd.DataFrame: return self.table.rows
@@ -85,9 +85,7 @@ def read_training_set(
     folds:int=1, # Parts for cross-validation; 1: a single split
     valid_pct:float=.2, # Share of the products set aside by a single split
 ) -> TrainingSet:
-    """The photos of a run; warns how their products were recognised.
-
-    Raises `InputError` if the table, the photos or the split cannot be used."""
+    "The photos of a run. Raises `InputError` if the table, the photos or the split cannot be used."
     table, valid_table = _read_tables(settings)
     n, valid_column = len(table.rows), settings.valid_column
     if folds == 1 and valid_table: table, valid_column = join_tables(table, valid_table), 'is_valid'
@@ -100,5 +98,4 @@ def read_training_set(
     # A column `fold` of the user has another meaning.
     table = replace(table, rows=table.rows.drop(columns='fold', errors='ignore'))
     if folds > 1: table = _with_folds(table, products.of_row, settings, folds)
-    warnings.warn(products.note, stacklevel=2)
-    return TrainingSet(table, products.of_row, titles)
+    return TrainingSet(table, products.of_row, titles, products.note)
