@@ -23,6 +23,8 @@ from .data.fashionpedia import *
 from .data.table import *
 from .data.titles import *
 from .data.catch_all import *
+from .data.near_duplicates import *
+from .data.products import *
 from .data.split import *
 from .data.corrections import *
 from .data.training_set import *

@@ -17,9 +17,10 @@ from ..settings import Settings
 from .csv_file import CsvFormat
 from .labels import read_labels_map
 from .table import Table, read_table
-from .corrections import correct_table
 from .catch_all import mask_catch_all, resolve_catch_all
-from .split import products_of, split_table
+from .products import find_products
+from .split import join_tables, split_products
+from .corrections import correct_table
 
 # %% ../../nbs/24_data.training_set.ipynb #bfd0a818
 @dataclass
@@ -28,6 +29,7 @@ class TrainingSet:
     table: Table # Its rows have a column `is_valid` and, for cross-validation, `fold`
     products: pd.Series # The product of every row
     titles: pd.Series|None = None # The title of every row; None where titles are not used
+    note: str = '' # How many products there are, and how they were recognised
 
     @property
     def rows(self) -> pd.DataFrame: return self.table.rows
@@ -75,7 +77,7 @@ def _with_folds(table, products, settings, folds):
 
 # %% ../../nbs/24_data.training_set.ipynb #de4970e0
 def _read_tables(settings):
-    "The table with its corrections, and the one for validation or None."
+    "The photos to learn from, and those of `valid_csv`, None without it."
     others = [settings.valid_column, settings.group_column, settings.title_column]
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
     table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names, others, settings.labels_map, csv_format)
@@ -92,14 +94,15 @@ def read_training_set(
 ) -> TrainingSet:
     "The photos of a run. Raises `InputError` if the table, the photos or the split cannot be used."
     table, valid_table = _read_tables(settings)
-    products = products_of(table.rows, settings.group_column, settings.group_pattern)
-    catch_all = resolve_catch_all(table, products, settings.catch_all, settings.title_column)
-    table, valid_table = mask_catch_all(table, catch_all), valid_table and mask_catch_all(valid_table, catch_all)
-    if folds == 1:
-        table = split_table(table, valid_pct, settings.group_column, settings.group_pattern, settings.valid_column, valid_table,
-                            settings.random_seed)
-        products = products_of(table.rows, settings.group_column, settings.group_pattern)
+    n, valid_column = len(table.rows), settings.valid_column
+    if folds == 1 and valid_table: table, valid_column = join_tables(table, valid_table), 'is_valid'
+    products = find_products(table, settings.group_column, settings.group_pattern)
+    # Only the photos to learn from decide which class is a catch-all class.
+    known = replace(table, rows=table.rows.head(n))
+    table = mask_catch_all(table, resolve_catch_all(known, products.of_row.head(n), settings.catch_all, settings.title_column))
+    if folds == 1: table = split_products(table, products.of_row, valid_pct, valid_column, settings.random_seed)
     titles = table.rows[settings.title_column or 'filename'].fillna('') if settings.titles else None
     # A column `fold` of the user has another meaning.
     table = replace(table, rows=table.rows.drop(columns='fold', errors='ignore'))
-    return TrainingSet(table if folds == 1 else _with_folds(table, products, settings, folds), products, titles)
+    if folds > 1: table = _with_folds(table, products.of_row, settings, folds)
+    return TrainingSet(table, products.of_row, titles, products.note)

@@ -11,11 +11,12 @@ import pandas as pd
 
 from ..data.table import Table
 from ..data.catch_all import find_catch_all
-from .photo_audit import near_duplicates, photo_facts, unusable_photos
+from ..data.near_duplicates import MAX_PHOTOS_COMPARED, photo_facts
+from .photo_audit import near_duplicates, unusable_photos
 from .label_audit import label_errors
 
 # %% ../../nbs/64_evaluate.audit.ipynb #e0591a0d
-MAX_PHOTOS_AUDITED = 20_000
+MAX_PHOTOS_AUDITED = MAX_PHOTOS_COMPARED
 
 class Findings(NamedTuple):
     "The findings of an audit."
@@ -36,11 +37,12 @@ def audit_table(
     predictions:pd.DataFrame=None, # As `checked_predictions` or `predictions_table` returns them
     title_column:str=None, # Column that holds the titles (default: the file names)
     photos:bool=True, # Audit the photos, too
+    facts:pd.DataFrame=None, # Of the photos, as `photo_facts` returns them, where they are known already
 ) -> Findings:
     "Catch-all classes, near-duplicates, unusable photos and, if there are predictions, probably wrong labels."
     duplicates = unusable = None
     if photos:
-        facts = photo_facts(table)
+        facts = photo_facts(table) if facts is None else facts
         duplicates, unusable = near_duplicates(table, facts, products), unusable_photos(table, facts)
     errors = None if predictions is None else label_errors(predictions, table.attributes)
     return Findings(find_catch_all(table, products, title_column), duplicates, unusable, errors)

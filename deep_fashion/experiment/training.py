@@ -8,6 +8,7 @@ __all__ = ['start_training', 'calibrated_probabilities', 'learn_from_titles', 'r
 
 # %% ../../nbs/87_experiment.training.ipynb #5769103c
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,7 @@ def _record(training):
     write_csv(run.file('split'), data.rows[['filename', 'fold' if data.folds > 1 else 'is_valid']])
     write_csv(run.file('dropped'), data.table.dropped)
     record_settings(run, training.settings, training.plan.as_dict())
+    warnings.warn(data.note, stacklevel=3)
 
 # %% ../../nbs/87_experiment.training.ipynb #07692733
 def calibrated_probabilities(
