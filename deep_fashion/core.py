@@ -49,12 +49,15 @@ def new_file(
     Creates missing folders. Raises `InputError` if `path` exists or its folder is not writable."""
     path = Path(path)
     if path.exists(): raise InputError(f"{path}: exists already and is kept; name another file or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent): pass
-    except OSError as e:
-        raise InputError(f"{path}: cannot be written ({e.strerror}); name a file in a folder you may write to") from e
+    _make_writable(path.parent, path, "name a file in a folder you may write to")
     return path
+
+def _make_writable(folder, path, advice):
+    "Make `folder`, where `path` is to be written, if it is missing. Raises `InputError` if it is not writable."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror}); {advice}") from e
 
 # %% ../nbs/00_core.ipynb #981ad910
 def new_folder(
@@ -64,7 +67,7 @@ def new_folder(
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"{path}: exists already and is kept; name another folder or remove it")
-    new_file(path/'_')
+    _make_writable(path, path, "name a folder you may write to")
     return path
 
 # %% ../nbs/00_core.ipynb #142bb3e7

@@ -71,7 +71,13 @@ def _lacks(error, texts): return isinstance(error, RuntimeError) and any(text in
 def _line_of_system(error):
     "What the operating system refused."
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ''
-    return f"{name[:200]}: {error.strerror or error}" if name else str(error.strerror or error or type(error).__name__)
+    reason = str(error.strerror or error or type(error).__name__) + ("; free some space" if error.errno == errno.ENOSPC else '')
+    return f"{name[:200]}: {reason}" if name else reason
+
+def _is_of_locale(error):
+    "Whether a file name has characters that the locale cannot express."
+    encoding = sys.getfilesystemencoding()
+    return isinstance(error, UnicodeEncodeError) and error.encoding == encoding != 'utf-8'
 
 def fault_line(
     error:Exception, # Whatever a command raised
@@ -80,6 +86,7 @@ def fault_line(
     if isinstance(error, InputError): return _in_one_line(error)
     if isinstance(error, MemoryError) or _lacks(error, _NO_MEMORY) or getattr(error, 'errno', None) == errno.ENOMEM:
         return "out of memory; close other programs, or lower batch_size, size or num_workers, where the command has them"
+    if _is_of_locale(error): return "a file name has characters that this locale cannot express; use one in UTF-8, such as LC_ALL=C.UTF-8"
     if _lacks(error, _NO_SPACE): return "a file could not be written completely; is the disk full?"
     return _in_one_line(_line_of_system(error)) if isinstance(error, OSError) else None
 
