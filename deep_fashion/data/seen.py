@@ -43,24 +43,29 @@ def hash_names(
 # %% ../../nbs/29_data.seen.ipynb #04b049c5
 @dataclass
 class SeenPhotos:
-    "What a tagger was trained on, as sorted hashes without repetition."
-    photos: np.ndarray # Of the files (photos,)
-    products: np.ndarray # Of the names of products (products,)
+    "The photos of a tagger's table, as sorted hashes without repetition."
+    photos: np.ndarray # Of the files it was trained on (photos,)
+    products: np.ndarray # Of the names of their products (products,)
+    others: np.ndarray # Of the files it was not trained on, such as those for validation (photos,)
 
     @classmethod
     def of(cls,
         paths:list, # The photo files
         products, # The name of the product of each
+        trained, # A boolean per photo: whether the tagger was trained on it
     ) -> "SeenPhotos":
         "Hash photos and products."
-        photos = np.unique(hash_files(paths))
-        return cls(photos[photos != _UNREADABLE], np.unique(hash_names(set(products))))
+        hashes, trained = hash_files(paths), np.asarray(trained, bool)
+        photos, others = (np.unique(hashes[chosen & (hashes != _UNREADABLE)]) for chosen in (trained, ~trained))
+        return cls(photos, np.unique(hash_names({name for name, is_trained in zip(products, trained) if is_trained})), others)
 
     def has_photos(self,
         paths:list, # Photo files
+        others:bool=False, # Whether photos count that the tagger was not trained on
     ) -> np.ndarray: # A boolean per file
         "Which files are photos that the tagger was trained on, under whatever name."
-        return np.isin(hash_files(paths), self.photos)
+        hashes = hash_files(paths)
+        return np.isin(hashes, self.photos) | (np.isin(hashes, self.others) if others else False)
 
     def has_products(self,
         products, # Names of products

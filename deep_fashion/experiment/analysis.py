@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 import pandas as pd
 
-from ..core import counted, new_folder, safe_file_name, whole_file, write_csv, write_json
+from ..core import InputError, counted, new_folder, safe_file_name, whole_file, write_csv, write_json
 from ..settings import AnalyzeSettings, takes_settings
 from ..run import Run
 from ..data.table import Table, read_table
@@ -21,6 +21,7 @@ from ..report.plots import save_figure
 from ..report.photos import plot_examples, plot_shares
 from ..report.tables import missing_as_class, summarize
 from ..report.audit_page import audit_page
+from ..predict.tagger import load_tagger
 
 # %% ../../nbs/90_experiment.analysis.ipynb #aab4394d
 def audit_summary(
@@ -59,17 +60,28 @@ def predictions_of_run(
     predictions = Run(run).predictions
     known = [a for a in table.attributes if f'{a}_predicted' in predictions]
     predictions = checked_predictions(predictions, known or table.attributes)
-    for a in set(table.attributes) - set(known):
-        warnings.warn(f"run {run}: was not trained on attribute {a!r}, so its labels are not checked", stacklevel=2)
-    found, n = match_predictions(predictions, table.rows, table.attributes), len(table.rows)
-    photos = f"{counted(n, 'photo')} of {source}"
-    if found.empty:
-        warnings.warn(f"run {run}: predicted none of the {photos}, such as {table.rows.filename[0]}; no label is checked", stacklevel=2)
-        return None
-    if len(found) < n:
-        warnings.warn(f"run {run}: predicted {len(found)} of the {photos}, each without having been trained on its product; "
-                      f"the labels of the other {n - len(found)} are not checked", stacklevel=2)
-    return found
+    for a in table.attributes:
+        if a not in known: warnings.warn(f"run {run}: was not trained on attribute {a!r}, so its labels are not checked", stacklevel=2)
+    named = match_predictions(predictions, table.rows, table.attributes)
+    found = named[_are_the_same(Run(run), [table.img_dir/name for name in named.filename])].reset_index(drop=True)
+    for note in _notes_on_matches(len(found), len(named), table, source): warnings.warn(f"run {run}: {note}", stacklevel=2)
+    return None if found.empty else found
+
+def _are_the_same(run, paths):
+    "Whether each photo is one of the run's by its content; true where the run does not keep that."
+    try: seen = load_tagger(run.path).seen
+    except InputError: seen = None
+    return [True]*len(paths) if seen is None else seen.has_photos(paths, others=True)
+
+def _notes_on_matches(n, n_named, table, source):
+    "Which photos of the table were not predicted."
+    photos = f"{counted(len(table.rows), 'photo')} of {source}"
+    if n < n_named:
+        yield f"{n_named - n} of the {photos}: the file name is that of a photo it predicted, the content is not; counted as other photos"
+    if not n: yield f"predicted none of the {photos}, such as {table.rows.filename[0]}; no label is checked"
+    elif n < len(table.rows):
+        yield (f"predicted {n} of the {photos}, each without having been trained on its product; "
+               f"the labels of the other {len(table.rows) - n} are not checked")
 
 # %% ../../nbs/90_experiment.analysis.ipynb #a139e3e7
 @takes_settings(AnalyzeSettings)

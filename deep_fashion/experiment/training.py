@@ -131,9 +131,9 @@ def seen_photos(
     missing:str='mask', # How missing labels were treated; if they are a 'class', every photo has a label
 ) -> SeenPhotos:
     "The photos that a run learned from, and their products."
-    used = np.ones(len(data.rows), bool) if data.folds > 1 else ~data.rows.is_valid.to_numpy(bool)
-    if missing == 'mask': used &= data.rows[data.table.attributes].notna().any(axis=1).to_numpy()
-    return SeenPhotos.of([data.table.img_dir/name for name in data.rows.filename[used]], data.products[used])
+    trained = np.ones(len(data.rows), bool) if data.folds > 1 else ~data.rows.is_valid.to_numpy(bool)
+    if missing == 'mask': trained &= data.rows[data.table.attributes].notna().any(axis=1).to_numpy()
+    return SeenPhotos.of([data.table.img_dir/name for name in data.rows.filename], data.products, trained)
 
 # %% ../../nbs/87_experiment.training.ipynb #0455c07a
 def keep_results(
