@@ -310,7 +310,7 @@ _COMPLETION = '_DEEP_FASHION_COMPLETE' # the variable through which a shell asks
 def _run(arguments):
     "The exit status of a command line; mistakes in it are an `InputError`."
     program = command_line()
-    if _COMPLETION in os.environ: return program.main(arguments, 'deep_fashion')
+    if os.environ.get(_COMPLETION): return program.main(arguments, 'deep_fashion')
     # `main` of click would handle Ctrl-C and closed pipes in its own way.
     try:
         with program.make_context('deep_fashion', arguments or ['--help']) as context: return program.invoke(context)

@@ -41,7 +41,8 @@ def notes_only():
     logging.getLogger().addHandler(silent)
     try:
         with warnings.catch_warnings():
-            # `show` decides, so that a filter does not hide a note that was printed by an earlier command.
+            warnings.simplefilter('ignore')
+            # `show` decides, so that no filter hides a note that was printed by an earlier command.
             warnings.filterwarnings('always', category=UserWarning)
             warnings.showwarning = show
             yield
@@ -126,7 +127,9 @@ def guarded(
         except Exception as e:
             line = fault_line(e)
             status, line = (_BUG, bug_line(e)) if line is None else (_UNUSABLE, line)
+        # A terminal shows ^C in front.
+        start = '\n' if status == _STOPPED and sys.stderr.isatty() else ''
         with suppress(OSError):
-            if line: print(f"deep_fashion: {line}", file=sys.stderr)
+            if line: print(f"{start}deep_fashion: {line}", file=sys.stderr)
         _finish_streams()
     return status
