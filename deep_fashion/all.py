@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from .core import *
 from .settings import *
 from .run import *
+from .terminal import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *
@@ -32,6 +33,7 @@ from .data.vocab import *
 from .data.pixel_cache import *
 from .data.loaders import *
 from .data.block import *
+from .data.seen import *
 from .model.precision import *
 from .model.body import *
 from .model.crops import *

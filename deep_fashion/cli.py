@@ -7,7 +7,9 @@ __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'ru
            'run_tag', 'run_evaluate', 'run_convert', 'run_app', 'run_demo', 'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
+import os
 import sys
+import time
 import types
 import typing
 import warnings
@@ -18,9 +20,10 @@ import click
 import cloup
 
 from . import __version__
-from .core import InputError
+from .core import InputError, counted
 from .settings import (GROUPS, AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
                                    Settings, TagSettings, as_toml, checked_run_name)
+from .terminal import guarded
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):
@@ -78,25 +81,29 @@ def run_analyze(settings:AnalyzeSettings) -> int:
     "Audit a table."
     from deep_fashion.experiment.analysis import analyze
     summary = analyze(settings)
-    print(f"{summary['photos']} photos can be used; dropped: {_counts(summary['dropped'])}")
+    print(f"{counted(summary['photos'], 'photo')} can be used; dropped: {_counts(summary['dropped'])}")
     for attribute, found in summary['attributes'].items():
         print(f"{attribute}: {_counts({c['name']: c['photos'] for c in found['classes'].values()})}, missing {found['missing']}")
     for attribute, found in summary['catch_all'].items():
         print(f"{attribute}: class {found['label']} ({found['share']:.0%} of the labels) is a catch-all; "
               f"titles of its photos indicate {_counts(found['says'])}")
-    print(f"near-duplicates: {summary['near_duplicates']} groups, {summary['leaking']} of them over several products; "
+    print(f"near-duplicates: {counted(summary['near_duplicates'], 'group')}, {summary['leaking']} of them over several products; "
           f"unusable photos: {_counts(summary['unusable'])}")
-    if 'label_errors' in summary: print(f"labels that look wrong: {summary['label_errors']}")
+    if 'label_errors' in summary:
+        predicted = counted(summary['photos_predicted'], 'photo')
+        print(f"labels that look wrong: {summary['label_errors']}, among {predicted} that the run predicted")
     print(f"look at {settings.out/'audit.html'}; everything is in {settings.out}")
     return 0
 
 # %% ../nbs/98_cli.ipynb #0bd1507d
 def run_train(settings:Settings) -> int:
     "Train a tagger."
+    from deep_fashion.run import Run
     from deep_fashion.experiment.training import train_tagger
     try: print_run(train_tagger(settings))
     except KeyboardInterrupt:
-        raise InputError("stopped; finished epochs are kept, the same command with --resume continues") from None
+        started = Run(settings.runs_dir/settings.run_name).file('config').exists()
+        raise KeyboardInterrupt("stopped; finished epochs are kept, the same command with --resume continues" if started else '') from None
     return 0
 
 def print_run(
@@ -106,8 +113,8 @@ def print_run(
     from deep_fashion.experiment.plan import TrainingPlan
     from deep_fashion.report.tables import scores_as_text
     metrics, config = run.metrics, run.config
-    print(f"\n{metrics['training_photos']} photos for training, {metrics['validation_photos']} labelled photos for scoring, "
-          f"{metrics['rows_dropped']} rows dropped")
+    print(f"\n{counted(metrics['training_photos'], 'photo')} for training, "
+          f"{counted(metrics['validation_photos'], 'labelled photo')} for scoring, {counted(metrics['rows_dropped'], 'row')} dropped")
     if 'found_learning_rate' in config: print(f"learning rate found by lr_find: {config['found_learning_rate']}")
     if 'kept_epoch' in metrics: print(f"epoch {metrics['kept_epoch']} of {metrics['epochs']} kept")
     print(f"scores {TrainingPlan.of_run(run).validation_method}; beside them the majority-class baseline:\n")
@@ -176,7 +183,7 @@ def run_convert(settings:ConvertSettings) -> int:
     agreement = convert_tagger(**dict(settings))
     for attribute, row in agreement.iterrows():
         print(f"{attribute}: {row.agreement:.1%} of the labels agree with the 32-bit tagger, "
-              f"on {int(row.photos)} photos it was not calibrated on")
+              f"on {counted(int(row.photos), 'photo')} it was not calibrated on")
     print(f"converted: {settings.out}")
     return 0
 
@@ -185,8 +192,10 @@ def run_app(settings:AppSettings) -> int:
     from deep_fashion.app.server import serve_app
     page = serve_app(settings.model, settings.port, settings.corrections, wait=False)
     print(f"the page is at http://127.0.0.1:{settings.port} until you press Ctrl-C; corrections go to {settings.corrections}", flush=True)
-    page.block_thread()
-    return 0
+    # Gradio's own way to wait ends as if nothing had been stopped.
+    try:
+        while True: time.sleep(60)
+    finally: page.close(verbose=False)
 
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
@@ -296,19 +305,21 @@ def _print_version(context, _, wanted):
     if wanted: print(f"deep_fashion {__version__}"), context.exit()
 
 # %% ../nbs/98_cli.ipynb #e0d97761
+_COMPLETION = '_DEEP_FASHION_COMPLETE' # the variable through which a shell asks for completions
+
+def _run(arguments):
+    "The exit status of a command line; mistakes in it are an `InputError`."
+    program = command_line()
+    if os.environ.get(_COMPLETION): return program.main(arguments, 'deep_fashion')
+    # `main` of click would handle Ctrl-C and closed pipes in its own way.
+    try:
+        with program.make_context('deep_fashion', arguments or ['--help']) as context: return program.invoke(context)
+    except click.ClickException as e: raise InputError(e.format_message()) from None
+    except click.exceptions.Exit as e: return e.exit_code
+
 def main(
     arguments:list=None, # Words of the command line (default: those this program was called with)
 ) -> int: # Exit status
     "Run a command; a mistake in the input is one line on standard error and status 2."
-    # Warnings of other libraries are noise to people who tag photos.
-    warnings.filterwarnings('ignore', module=r'(torch|fastai|fasttransform|fastcore|timm|huggingface_hub|gradio|captum)\b')
-    warnings.showwarning = _one_line_warning
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try: return command_line().main(arguments or ['--help'], 'deep_fashion', standalone_mode=False) or 0
-    except click.ClickException as e: print(f"deep_fashion: {e.format_message()}", file=sys.stderr)
-    except InputError as e: print(f"deep_fashion: {e}", file=sys.stderr)
-    except OSError as e: print(f"deep_fashion: {str(e.filename or '')[:200]}: {e.strerror or e}", file=sys.stderr)
-    except (KeyboardInterrupt, click.Abort): print("deep_fashion: stopped", file=sys.stderr)
-    return 2
-
-def _one_line_warning(message, *_, **__): print(f"deep_fashion: note: {message}", file=sys.stderr)
+    return guarded(lambda: _run(arguments))

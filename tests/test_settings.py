@@ -141,7 +141,7 @@ def test_model_is_kept_when_the_report_fails(monkeypatch, command, samples, tmp_
     def fail(*_, **__): raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr("deep_fashion.experiment.training.write_run_page", fail)
-        assert command(*words).status == 2
+        assert command(*words).status == 130
     run = Run(tmp_path / "runs/a")
     assert run.file("model").exists() and run.file("metrics").exists() and not run.file("report").exists()
     assert command("tag", "--model", run.path, "--img_dir", samples.images, "--out_csv", "tags.csv").status in (0, 1)

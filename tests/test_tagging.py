@@ -100,9 +100,9 @@ def test_scores_as_table_and_json(command, model, samples, tmp_path):
 
 
 def test_labels_the_model_does_not_know(refused, model, samples, table):
-    csv = table("filename,neck,sleeve_length,pattern\nshirt-00001-1.jpg,77,0,0\n")
+    csv = table("filename,neck,sleeve_length,pattern\nshirt-00001-1.jpg,99,88,77\n")
     refused("evaluate", "--model", model, "--csv_path", csv, "--img_dir", samples.images,
-            says=["shirt-00001-1.jpg", "'neck'", "'77'", "known are 0, 1"])
+            says=["shirt-00001-1.jpg", "line 2", "neck '99'", "pattern '77'", "known are 0, 1"])
 
 
 def test_a_table_without_the_attributes(refused, model, samples, table):

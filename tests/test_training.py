@@ -103,7 +103,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoint, "after_epoch", stop)
         stopped = command(*train("stopped", *words))
-    assert stopped.status == 2 and "--resume" in stopped.lines[-1] and not (tmp_path / "runs/stopped/learn.pkl").exists()
+    assert stopped.status == 130 and "--resume" in stopped.lines[-1] and not (tmp_path / "runs/stopped/learn.pkl").exists()
     assert command(*train("stopped", *words, "--resume")).status == 0
     assert read_json(tmp_path / "runs/stopped/metrics.json") == read_json(tmp_path / "runs/unbroken/metrics.json")
     losses = [pd.read_csv(tmp_path / "runs" / name / "history.csv").valid_loss.tolist() for name in ("unbroken", "stopped")]

@@ -37,6 +37,7 @@ class Table:
     kinds: dict = field(default_factory=dict) # Column that is no attribute -> one of `KINDS`
     refused: pd.DataFrame = None # Labels that were left out: `line`, `filename`, `attribute`, `label`, `reason`
     notes: list = field(default_factory=list) # What was recognised or looks wrong, a line each
+    lines: dict = field(default_factory=dict) # File name -> line in the file
 
     def name(self,
         attribute:str, # One of `attributes`
@@ -80,6 +81,7 @@ class Cleaned(NamedTuple):
     dropped: pd.DataFrame # `line`, `filename`, `reason` of the rows left out
     refused: pd.DataFrame # `line`, `filename`, `attribute`, `label`, `reason` of single labels left out
     notes: list # A line each
+    lines: dict # File name -> line in the file
 
 def _find_photos(rows, img_dir):
     "The rows with the names of files, the rows without one as (line, filename, reason), and notes."
@@ -132,7 +134,7 @@ def clean_rows(
     rows, faulty = _without_faults(rows, Path(img_dir))
     dropped = pd.DataFrame(sorted(dropped + repeated + faulty), columns=['line', 'filename', 'reason'])
     refused = pd.DataFrame(refused, columns=['line', 'filename', 'attribute', 'label', 'reason'])
-    return Cleaned(rows.reset_index(drop=True), dropped, refused, notes)
+    return Cleaned(rows.reset_index(drop=True), dropped, refused, notes, dict(zip(rows.filename, rows.index)))
 
 # %% ../../nbs/17_data.table.ipynb #ef1cb7e7
 _RESERVED = dict(mean="it is the name of the mean over all attributes; rename it",
@@ -222,7 +224,7 @@ def build_table(
     if cleaned.rows.empty:
         line, name, reason = cleaned.dropped.iloc[0]
         raise InputError(f"{source}: none of its {len(cleaned.dropped)} rows can be used; the first: {name[:200]}: {reason}")
-    table = Table(cleaned.rows, attributes, Path(img_dir), names, cleaned.dropped, {}, kinds, cleaned.refused, cleaned.notes)
+    table = Table(cleaned.rows, attributes, Path(img_dir), names, cleaned.dropped, {}, kinds, *cleaned[2:])
     _check_labels(table, is_given, source)
     table.notes += _look_alike_notes(table)
     return table

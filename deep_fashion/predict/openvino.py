@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import InputError, new_file, requires_extra, whole_file
+from ..core import InputError, counted, new_file, requires_extra, whole_file
 from ..model.precision import has_fast_bfloat16, has_fast_int8
 from .tagger import load_tagger, photo_names, predict_files
 
@@ -111,13 +111,13 @@ def _inputs_of(body, learn, paths):
     try:
         for _ in predict_files(learn, paths, bs=8, num_workers=0, bfloat16=False): pass
     finally: hook.remove()
-    if not inputs: raise InputError(f"none of {len(paths)} photos could be read")
+    if not inputs: raise InputError(f"none of {counted(len(paths), 'photo')} could be read")
     return inputs
 
 def _predicted_classes(learn, paths):
     "Class indices (photos, attributes), computed in 32 bits."
     predicted = [probabilities for _, probabilities, _ in predict_files(learn, paths, bfloat16=False) if probabilities is not None]
-    if not predicted: raise InputError(f"none of {len(paths)} photos could be read")
+    if not predicted: raise InputError(f"none of {counted(len(paths), 'photo')} could be read")
     return learn.loss_func.decodes(torch.cat(predicted))
 
 # %% ../../nbs/83_predict.openvino.ipynb #d2b14e27

@@ -63,6 +63,7 @@ class AttributeLearner(Learner):
     majority = None # The most common class of every attribute among the training photos, as `majority_classes` returns it
     confidences = None # attribute -> confidence and correctness of predictions on held-out labelled photos, as `confidences_of` returns it
     title_words = None # attribute -> `TitleWords` and their precision
+    seen = None # The photos and products it was trained on, as `SeenPhotos`
     plain = False # Use fastai's own loaders
 
     @delegates(Learner.__init__)
