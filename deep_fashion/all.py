@@ -13,6 +13,7 @@ from .settings import *
 from .run import *
 from .data.photo import *
 from .data.samples import *
+from .data.folder import *
 from .data.csv_file import *
 from .data.deepfashion import *
 from .data.table import *

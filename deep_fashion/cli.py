@@ -18,7 +18,7 @@ import click
 import cloup
 
 from . import __version__
-from .core import InputError
+from .core import InputError, shorten_list
 from .settings import (GROUPS, AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
                                    Settings, TagSettings, as_toml, checked_run_name)
 
@@ -138,11 +138,12 @@ def run_test(settings:PhotoSettings) -> int:
 def run_tag(settings:TagSettings) -> int:
     "Tag a folder or a list."
     from deep_fashion.predict.tags import tag
-    tagged, unreadable, thresholds = tag(settings)
+    tagged, unreadable, thresholds, skipped = tag(settings)
     print(f"{tagged} photos tagged: {settings.out_csv}")
     if settings.min_precision is not None:
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_coverage(row, tagged, settings.min_precision)}")
         print(f"to review: {settings.out_csv.with_suffix('.review.csv')}")
+    if skipped: print(f"skipped as no photos: {len(skipped)} ({shorten_list(skipped)})", file=sys.stderr)
     if unreadable: print(f"{unreadable} could not be read: {settings.out_csv.with_suffix('.errors.csv')}", file=sys.stderr)
     return 1 if unreadable else 0
 

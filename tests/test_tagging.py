@@ -143,7 +143,7 @@ def test_outputs_that_exist_or_cannot_be_written(refused, model, samples, tmp_pa
 
 def test_a_folder_without_images(refused, model, tmp_path):
     (tmp_path / "empty").mkdir()
-    refused("tag", "--model", model, "--img_dir", tmp_path / "empty", "--out_csv", tmp_path / "tags.csv", says=["holds no image"])
+    refused("tag", "--model", model, "--img_dir", tmp_path / "empty", "--out_csv", tmp_path / "tags.csv", says=["holds no photo"])
     refused("tag", "--model", model, "--img_dir", tmp_path / "absent", "--out_csv", tmp_path / "tags.csv", says=["no such folder"])
 
 

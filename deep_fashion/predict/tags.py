@@ -30,23 +30,22 @@ from ..train.learner import AttributeLearner
 from ..evaluate.explanation import grad_cam
 from ..report.plots import save_figure
 from ..report.photos import plot_labelled
-from .tagger import load_tagger, name_fault, photo_parts, predict_files, printable_name
+from .tagger import PhotoList, load_tagger, name_fault, predict_files, printable_name
 from .evidence import average_batches, combine_titles
 
 # %% ../../nbs/82_predict.tags.ipynb #597607e3
-def _listed(settings): return photo_parts(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column])
-
 class Predictions:
     "Batches of rows of readable photos and their probabilities (photos, sum of sizes); `errors` lists the other photos."
     def __init__(self,
         learn:AttributeLearner, # As `load_tagger` returns it
+        photos:PhotoList, # What to tag
         settings, # The settings of `tag`
         total:int=None, # Number of photos, for the progress bar
-    ): self.learn, self.settings, self.total, self.errors = learn, settings, total, []
+    ): self.learn, self.photos, self.settings, self.total, self.errors = learn, photos, settings, total, []
 
     def __iter__(self):
         with tqdm(total=self.total, desc='tagging', unit=' photos', leave=False) as bar:
-            for rows in _listed(self.settings):
+            for rows in self.photos:
                 rows = self._with_usable_names(rows)
                 for indices, probabilities, faults in self._predict(rows.filename):
                     for i, reason in faults.items(): self.errors.append((rows.filename[i], reason))
@@ -174,6 +173,7 @@ class Tagged(NamedTuple):
     photos: int # Number of tagged photos
     unreadable: int # Number of photos that could not be read
     thresholds: pd.DataFrame # Per attribute: `threshold`, `coverage` as expected, and `tagged`, the number of accepted tags
+    skipped: list # Files in the folder that are no photos
 
 def _new_files(out_csv):
     "The files for tags, errors and review. Raises `InputError` if one exists."
@@ -190,11 +190,12 @@ def tag(
     With `min_precision`, photos with an open attribute go to `<out>.review.csv`.
     Raises `InputError` if the model, the folder or the list cannot be used, an option is out of range, or a file to be written exists."""
     out_csv, errors_csv, review_csv = _new_files(settings.out_csv)
-    total = sum(map(len, _listed(settings)))
+    photos = PhotoList(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column])
+    total = len(photos)
     learn = load_tagger(settings.model)
     vocab, thresholds = learn.vocab, tag_thresholds(learn, settings.min_precision, settings.model)
     if settings.use_titles: check_titles(learn, settings.model)
-    predictions, tagged = Predictions(learn, settings, total), 0
+    predictions, tagged = Predictions(learn, photos, settings, total), 0
     columns = ['filename', *vocab.attributes, *(f'{a}_confidence' for a in vocab.attributes)]
     with _csv_writer(out_csv, columns) as writer, closing(ReviewList(vocab.attributes)) as review:
         for rows, probabilities in _combined_batches(predictions, learn, settings):
@@ -205,7 +206,7 @@ def tag(
         if settings.min_precision is not None: review.write(review_csv)
     errors = predictions.errors
     if errors: write_csv(errors_csv, pd.DataFrame(errors, columns=['filename', 'reason']))
-    return Tagged(total - len(errors), len(errors), thresholds.assign(tagged=tagged))
+    return Tagged(total - len(errors), len(errors), thresholds.assign(tagged=tagged), photos.skipped)
 
 # %% ../../nbs/82_predict.tags.ipynb #17707894
 def tag_photo(
