@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from .core import *
 from .settings import *
 from .run import *
+from .text import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *

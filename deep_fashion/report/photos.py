@@ -6,9 +6,12 @@
 __all__ = ['plot_labelled', 'plot_shares', 'plot_examples']
 
 # %% ../../nbs/71_report.photos.ipynb #eab65a32
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 
 from ..core import MISSING, InputError, shorten_list
+from ..text import literal_text, one_line
 from ..data.photo import open_photo
 from ..data.table import Table
 from ..data.vocab import AttributeVocab
@@ -16,6 +19,9 @@ from ..evaluate.explanation import overlaid
 from .colours import BLUE, GREY, INK, LIGHT_GREY, PALE_BLUE, QUIET_INK
 
 # %% ../../nbs/71_report.photos.ipynb #eaf97e9e
+_MAX_ATTRIBUTES, _MAX_CLASSES = 40, 30 # in one figure
+
+@literal_text()
 def plot_labelled(
     photo, # A Pillow image
     probabilities:dict, # attribute -> probabilities (classes,)
@@ -23,17 +29,21 @@ def plot_labelled(
     maps:dict=None, # attribute -> map of the evidence, as `grad_cam` returns it; drawn beside the bars
     alternatives:int=2, # Classes shown after the predicted one
 ) -> plt.Figure:
-    "`photo` beside the most probable classes of every attribute, their probabilities as bars."
-    heights = [min(alternatives + 1, len(p)) + 1.3 for p in probabilities.values()]
+    "`photo` beside the most probable classes of every attribute, their probabilities as bars; of many attributes the first 40."
+    shown = dict(list(probabilities.items())[:_MAX_ATTRIBUTES])
+    heights = [min(alternatives + 1, len(p)) + 1.3 for p in shown.values()]
     height = max(4.5, .36*sum(heights))
     widths = [min(height*photo.width/photo.height, 8), 5.4, *([1.5] if maps else [])]
     fig = plt.figure(figsize=(sum(widths), height), layout='constrained')
     grid = fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
     _draw_photo(fig.add_subplot(grid[:, 0]), photo)
-    for i, (attribute, head) in enumerate(probabilities.items()):
+    for i, (attribute, head) in enumerate(shown.items()):
         _draw_bars(fig.add_subplot(grid[i, 1]), attribute, _most_probable(attribute, head, vocab, alternatives + 1))
         if maps: _draw_photo(fig.add_subplot(grid[i, 2]), overlaid(photo, maps[attribute]))
+    if len(shown) < len(probabilities): fig.supxlabel(_left_out(len(probabilities)), fontsize=9, color=QUIET_INK)
     return fig
+
+def _left_out(n): return f"the first {_MAX_ATTRIBUTES} of {n} attributes"
 
 # %% ../../nbs/71_report.photos.ipynb #7957e8a4
 def _draw_photo(ax, photo):
@@ -41,17 +51,16 @@ def _draw_photo(ax, photo):
     ax.axis('off')
 
 def _draw_bars(ax, attribute, rows):
-    ax.text(0, -1.05, attribute.replace('_', ' '), fontsize=10, color=QUIET_INK, va='center')
+    ax.text(0, -1.05, one_line(attribute), fontsize=10, color=QUIET_INK, va='center')
     for y, (name, p) in enumerate(rows):
-        bar, size, weight = (BLUE, 12, 'bold') if y == 0 else (PALE_BLUE, 10, 'normal')
+        # Not bold: few fonts of other scripts have that weight.
+        bar, size = (BLUE, 12) if y == 0 else (PALE_BLUE, 10)
         ax.barh(y, 1, height=.62, color=LIGHT_GREY)
         ax.barh(y, p, height=.62, color=bar)
-        ax.text(-.03, y, _shortened(name), ha='right', va='center', color=INK, fontsize=size, weight=weight)
+        ax.text(-.03, y, one_line(name, 22), ha='right', va='center', color=INK, fontsize=size)
         ax.text(1.03, y, f'{p:.0%}', va='center', color=INK, fontsize=10 if y == 0 else 9)
     ax.set(xlim=(-.75, 1.2), ylim=(len(rows) - .3, -1.6))
     ax.axis('off')
-
-def _shortened(name, longest=22): return name if len(name) <= longest else name[:longest - 1] + '…'
 
 def _most_probable(attribute, probabilities, vocab, n):
     "Names and probabilities of the `n` most probable classes."
@@ -60,34 +69,43 @@ def _most_probable(attribute, probabilities, vocab, n):
     return [('no label' if names[i] == MISSING else names[i], float(p)) for p, i in zip(values, indices)]
 
 # %% ../../nbs/71_report.photos.ipynb #f24f877a
+def _shares_of(table, attribute):
+    "The rows of `table.shares()` for the largest classes of `attribute` and its missing labels."
+    shares = replace(table, attributes=[attribute]).shares()
+    is_label = shares.label != MISSING
+    return shares[~is_label | (shares.photos.where(is_label).rank(ascending=False, method='first') <= _MAX_CLASSES)]
+
+@literal_text()
 def plot_shares(
     table:Table, # Clean rows
 ) -> plt.Figure:
-    "Number of photos per class, one panel per attribute."
-    shares = table.shares()
-    heights = [max(2, (shares.attribute == a).sum()) for a in table.attributes]
+    "Number of photos per class, one panel per attribute; of many attributes the first 40, of many classes the 30 largest."
+    attributes = table.attributes[:_MAX_ATTRIBUTES]
+    shares = [_shares_of(table, attribute) for attribute in attributes]
+    heights = [max(2, len(rows)) for rows in shares]
     fig, axes = plt.subplots(len(heights), 1, figsize=(7, .3*sum(heights) + .7*len(heights)), height_ratios=heights,
                              squeeze=False, layout='constrained')
-    for attribute, ax in zip(table.attributes, axes.flat): _draw_shares(ax, attribute, shares[shares.attribute == attribute])
+    for attribute, rows, ax in zip(attributes, shares, axes.flat): _draw_shares(ax, attribute, rows, table.rows[attribute].nunique())
     axes.flat[-1].set_xlabel('photos')
+    if len(attributes) < len(table.attributes): fig.supxlabel(_left_out(len(table.attributes)), fontsize=9)
     return fig
 
-def _draw_shares(ax, attribute, rows):
+def _draw_shares(ax, attribute, rows, classes):
     bars = ax.barh(range(len(rows)), rows.photos, color=[GREY if label == MISSING else BLUE for label in rows.label])
     ax.bar_label(bars, [f'{n} ({share:.0%})' for n, share in zip(rows.photos, rows.share)], padding=3, fontsize=8)
     ax.set_yticks(range(len(rows)), [_name_and_label(*of_class) for of_class in zip(rows.name, rows.label)], fontsize=8)
     ax.invert_yaxis()
     ax.margins(x=.15)
-    ax.set_title(attribute, loc='left', fontsize=10)
+    ax.set_title(one_line(attribute) + (f', the {_MAX_CLASSES} largest of {classes} classes' if classes > _MAX_CLASSES else ''),
+                 loc='left', fontsize=10)
     ax.spines[['top', 'right']].set_visible(False)
 
 def _name_and_label(name, label):
     if label == MISSING: return 'no label'
-    return name if name == label else f'{name} ({label})'
+    return one_line(name) if name == label else f'{one_line(name)} ({one_line(label, 20)})'
 
 # %% ../../nbs/71_report.photos.ipynb #ba2f46a7
-_MAX_CLASSES = 30 # a figure with more rows is too tall to draw
-
+@literal_text()
 def plot_examples(
     table:Table, # Clean rows
     attribute:str, # The attribute to show
@@ -98,8 +116,7 @@ def plot_examples(
 
     Raises `InputError` if the table has no such attribute."""
     if attribute not in table.attributes: raise InputError(f"no attribute {attribute!r}; found {shorten_list(table.attributes, 20)}")
-    shares = table.shares().query('attribute == @attribute and photos > 0')
-    shares = shares[shares.photos.rank(ascending=False, method='first') <= _MAX_CLASSES]
+    shares = _shares_of(table, attribute).query('photos > 0')
     fig, axes = plt.subplots(len(shares), n, figsize=(1.1*n + 1, 1.5*len(shares)), squeeze=False, layout='constrained')
     labels = table.rows[attribute].fillna(MISSING)
     for row, label, name, photos in zip(axes, shares.label, shares.name, shares.photos):
