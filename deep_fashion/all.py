@@ -12,6 +12,7 @@ from .core import *
 from .settings import *
 from .run import *
 from .terminal import *
+from .text import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *

@@ -20,7 +20,7 @@ import click
 import cloup
 
 from . import __version__
-from .core import InputError, counted
+from .core import InputError, counted, shorten_list
 from .settings import (GROUPS, AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
                                    Settings, TagSettings, as_toml, checked_run_name)
 from .terminal import guarded
@@ -145,11 +145,12 @@ def run_test(settings:PhotoSettings) -> int:
 def run_tag(settings:TagSettings) -> int:
     "Tag a folder or a list."
     from deep_fashion.predict.tags import tag
-    tagged, unreadable, thresholds = tag(settings)
-    print(f"{tagged} photos tagged: {settings.out_csv}")
+    tagged, unreadable, thresholds, skipped = tag(settings)
+    print(f"{counted(tagged, 'photo')} tagged: {settings.out_csv}")
     if settings.min_precision is not None:
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_coverage(row, tagged, settings.min_precision)}")
         print(f"to review: {settings.out_csv.with_suffix('.review.csv')}")
+    if skipped: print(f"{counted(len(skipped), 'file')} skipped, no photos: {shorten_list(skipped)}", file=sys.stderr)
     if unreadable: print(f"{unreadable} could not be read: {settings.out_csv.with_suffix('.errors.csv')}", file=sys.stderr)
     return 1 if unreadable else 0
 

@@ -58,7 +58,7 @@ def test_a_list_keeps_its_order_and_refuses_other_folders(command, model, sample
     assert command("tag", "--model", model, "--csv_path", csv, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv").status == 1
     assert read(tmp_path / "tags.csv").filename.tolist() == ["shirt-00002-1.jpg", "shirt-00001-1.jpg"]
     errors = read(tmp_path / "tags.errors.csv").set_index("filename").reason
-    assert "leads out" in errors["../samples/images/shirt-00001-1.jpg"] and "no such file" in errors["absent.jpg"]
+    assert "leads out" in errors["../samples/images/shirt-00001-1.jpg"] and "no such image" in errors["absent.jpg"]
 
 
 def test_odd_names_survive(command, model, samples, tmp_path):
@@ -143,7 +143,7 @@ def test_outputs_that_exist_or_cannot_be_written(refused, model, samples, tmp_pa
 
 def test_a_folder_without_images(refused, model, tmp_path):
     (tmp_path / "empty").mkdir()
-    refused("tag", "--model", model, "--img_dir", tmp_path / "empty", "--out_csv", tmp_path / "tags.csv", says=["holds no image"])
+    refused("tag", "--model", model, "--img_dir", tmp_path / "empty", "--out_csv", tmp_path / "tags.csv", says=["holds no photo"])
     refused("tag", "--model", model, "--img_dir", tmp_path / "absent", "--out_csv", tmp_path / "tags.csv", says=["no such folder"])
 
 

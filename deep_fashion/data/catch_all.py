@@ -35,12 +35,15 @@ def catch_all_evidence(
     if len(counts) < 3: return None
     label, n = counts.index[0], counts.iloc[0]
     others = labels.notna() & (labels != label)
-    quality = cross_validate_titles(titles[others], labels[others], groups[others], min_precision=_MIN_WORD_PRECISION)
     words = TitleWords(min_precision=_MIN_WORD_PRECISION).fit(titles[others], labels[others])
     indicated = pd.Series(words.predict(titles[labels == label]), dtype=object).value_counts()
-    photos, share, precision = int(indicated.sum()), float(n/counts.sum()), quality['precision'] or 0
-    found = bool(share >= _MIN_SHARE and precision >= _MIN_PRECISION and photos >= _MIN_PHOTOS
-                 and photos/n >= _MIN_RATIO*quality['coverage']*precision and _effective_classes(indicated) >= _MIN_CLASSES)
+    photos, share = int(indicated.sum()), float(n/counts.sum())
+    found = share >= _MIN_SHARE and photos >= _MIN_PHOTOS and _effective_classes(indicated) >= _MIN_CLASSES
+    # Cross-validation takes most of the time, so it comes last.
+    if found:
+        quality = cross_validate_titles(titles[others], labels[others], groups[others], min_precision=_MIN_WORD_PRECISION)
+        precision = quality['precision'] or 0
+        found = bool(precision >= _MIN_PRECISION and photos/n >= _MIN_RATIO*quality['coverage']*precision)
     return dict(label=label, share=share, says={k: int(v) for k, v in indicated.items()}, found=found)
 
 # %% ../../nbs/19_data.catch_all.ipynb #c1a043db

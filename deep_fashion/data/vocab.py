@@ -13,6 +13,7 @@ from fasttransform import DisplayedTransform
 from torch import Tensor
 
 from ..core import MISSING, InputError, shorten_list
+from ..text import font_families, one_line
 from .labels import as_label, label_name, sort_labels
 from .table import Table
 from .titles import TitleLabel
@@ -136,9 +137,10 @@ class Attributes(dict):
     ):
         "Show one line per attribute."
         if ctx is None: print(self)
-        else: ctx.set_title(str(self), fontsize=8, loc='left', parse_math=False)
+        else: ctx.set_title(self._title(), fontsize=8, loc='left', parse_math=False, family=font_families())
         return ctx
     def __str__(self): return "\n".join(f"{a}: {MISSING if name is None else name}" for a, name in self.items())
+    def _title(self): return "\n".join(f"{one_line(a)}: {MISSING if name is None else one_line(name)}" for a, name in self.items())
 
 # %% ../../nbs/25_data.vocab.ipynb #9f3f592f
 class RowLabels(Transform):

@@ -12,6 +12,7 @@ from fastai.vision.all import *
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
 from ..core import MISSING, InputError, shorten_list
+from ..text import font_families, one_line
 from ..data.vocab import TensorAttributes, mask_missing
 from ..model.network import split_logits
 from ..metrics.scores import confusion_matrices
@@ -79,8 +80,8 @@ def confusion_matrix(self:AttributeInterpretation,
 
 # %% ../../nbs/65_evaluate.fastai_interpretation.ipynb #61ee04f0
 def _write_plainly(texts):
-    "Show `$` in names as it is."
-    for text in texts: text.set_parse_math(False)
+    "Show names as they are, in fonts that have their characters."
+    for text in texts: text.set(parse_math=False, family=font_families())
 
 @patch
 def plot_confusion_matrix(self:AttributeInterpretation,
@@ -94,13 +95,13 @@ def plot_confusion_matrix(self:AttributeInterpretation,
     **kwargs, # Arguments of the new figure
 ) -> None:
     "Plot the confusion matrix of `attribute`. Raises `InputError` if there is no such attribute."
-    cells, names = self.confusion_matrix(attribute), self.vocab.class_names(attribute)
+    cells, names = self.confusion_matrix(attribute), [one_line(name) for name in self.vocab.class_names(attribute)]
     if normalize: cells = cells/cells.sum(1, keepdims=True).clip(1)
     if ax is None: ax = _square_axes(names, **kwargs)
     ConfusionMatrixDisplay(cells, display_labels=names).plot(
         ax=ax, cmap=cmap, include_values=plot_txt, values_format=f'.{norm_dec}f' if normalize else 'd', text_kw=dict(fontsize=8),
         xticks_rotation='vertical', colorbar=False, im_kw=dict(vmin=0, vmax=cells.max() or 1))
-    ax.set(title=attribute if title is None else title, xlabel='Predicted', ylabel='Actual')
+    ax.set(title=one_line(attribute) if title is None else title, xlabel='Predicted', ylabel='Actual')
     _write_plainly([ax.title, *ax.get_xticklabels(), *ax.get_yticklabels()])
 
 def _square_axes(names, **kwargs):

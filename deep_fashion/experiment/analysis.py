@@ -20,7 +20,7 @@ from ..data.products import find_products
 from ..evaluate.label_audit import checked_predictions, match_predictions
 from ..evaluate.audit import Findings, audit_table
 from ..report.plots import save_figure
-from ..report.photos import plot_examples, plot_shares
+from ..report.photos import MAX_ATTRIBUTES, plot_examples, plot_shares
 from ..report.tables import missing_as_class, summarize
 from ..report.audit_page import audit_page
 from ..predict.tagger import load_tagger
@@ -50,7 +50,8 @@ def write_findings(
     for name, rows in lists.items():
         if rows is not None: write_csv(out/f'{name}.csv', rows)
     save_figure(plot_shares(table), out/'class_shares.png')
-    for attribute in table.attributes: save_figure(plot_examples(table, attribute), out/f'examples_{safe_file_name(attribute)}.png')
+    for attribute in table.attributes[:MAX_ATTRIBUTES]: save_figure(plot_examples(table, attribute),
+                                                                    out/f'examples_{safe_file_name(attribute)}.png')
 
 # %% ../../nbs/90_experiment.analysis.ipynb #4e1bc403
 def predictions_of_run(

@@ -9,6 +9,7 @@ __all__ = ['Predictions', 'check_titles', 'tag_thresholds', 'Decisions', 'decide
 import csv
 import json
 import sqlite3
+import warnings
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, new_file, whole_file, write_csv
 from ..settings import TagSettings, takes_settings
+from ..data.csv_file import CsvFormat
 from ..data.split import products_of
 from ..data.vocab import AttributeVocab
 from ..data.loaders import Photo
@@ -30,33 +32,35 @@ from ..train.learner import AttributeLearner
 from ..evaluate.explanation import grad_cam
 from ..report.plots import save_figure
 from ..report.photos import plot_labelled
-from .tagger import load_tagger, name_fault, photo_parts, predict_files, printable_name
+from .tagger import PhotoList, load_tagger, name_fault, predict_files, printable_name
 from .evidence import average_batches, combine_titles
 
 # %% ../../nbs/82_predict.tags.ipynb #597607e3
-def _listed(settings): return photo_parts(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column])
-
 class Predictions:
     "Batches of rows of readable photos and their probabilities (photos, sum of sizes); `errors` lists the other photos."
     def __init__(self,
         learn:AttributeLearner, # As `load_tagger` returns it
+        photos:PhotoList, # What to tag
         settings, # The settings of `tag`
         total:int=None, # Number of photos, for the progress bar
-    ): self.learn, self.settings, self.total, self.errors = learn, settings, total, []
+    ): self.learn, self.photos, self.settings, self.total, self.errors = learn, photos, settings, total, []
 
     def __iter__(self):
         with tqdm(total=self.total, desc='tagging', unit=' photos', leave=False) as bar:
-            for rows in _listed(self.settings):
-                rows = self._with_usable_names(rows)
-                for indices, probabilities, faults in self._predict(rows.filename):
+            for rows in self.photos:
+                rows, files = self._usable(rows)
+                for indices, probabilities, faults in self._predict(files):
                     for i, reason in faults.items(): self.errors.append((rows.filename[i], reason))
                     if indices: yield rows.iloc[indices], probabilities
                     bar.update(len(indices) + len(faults))
 
-    def _with_usable_names(self, rows):
-        faults = [name_fault(name) for name in rows.filename]
+    def _usable(self, rows):
+        "The rows with a file, and these files."
+        found = self.photos.find(rows.filename)
+        faults = [o.fault or name_fault(o.name) for o in found]
         self.errors += [(printable_name(name), fault) for name, fault in zip(rows.filename, faults) if fault]
-        return rows[[fault is None for fault in faults]].reset_index(drop=True)
+        files = [o.name for o, fault in zip(found, faults) if fault is None]
+        return rows[[fault is None for fault in faults]].reset_index(drop=True), files
 
     def _predict(self, names):
         settings = self.settings
@@ -174,6 +178,7 @@ class Tagged(NamedTuple):
     photos: int # Number of tagged photos
     unreadable: int # Number of photos that could not be read
     thresholds: pd.DataFrame # Per attribute: `threshold`, `coverage` as expected, and `tagged`, the number of accepted tags
+    skipped: list # Files in the folder that are no photos
 
 def _new_files(out_csv):
     "The files for tags, errors and review. Raises `InputError` if one exists."
@@ -190,11 +195,13 @@ def tag(
     With `min_precision`, photos with an open attribute go to `<out>.review.csv`.
     Raises `InputError` if the model, the folder or the list cannot be used, an option is out of range, or a file to be written exists."""
     out_csv, errors_csv, review_csv = _new_files(settings.out_csv)
-    total = sum(map(len, _listed(settings)))
+    photos = PhotoList(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column],
+                       CsvFormat(settings.filename_column, settings.delimiter, settings.encoding))
+    total = len(photos)
     learn = load_tagger(settings.model)
     vocab, thresholds = learn.vocab, tag_thresholds(learn, settings.min_precision, settings.model)
     if settings.use_titles: check_titles(learn, settings.model)
-    predictions, tagged = Predictions(learn, settings, total), 0
+    predictions, tagged = Predictions(learn, photos, settings, total), 0
     columns = ['filename', *vocab.attributes, *(f'{a}_confidence' for a in vocab.attributes)]
     with _csv_writer(out_csv, columns) as writer, closing(ReviewList(vocab.attributes)) as review:
         for rows, probabilities in _combined_batches(predictions, learn, settings):
@@ -203,9 +210,10 @@ def tag(
             review.add(decisions)
             tagged += (~decisions.is_open).sum(0)
         if settings.min_precision is not None: review.write(review_csv)
-    errors = predictions.errors
+    for note in photos.notes: warnings.warn(note, stacklevel=3)
+    errors = [*photos.unread, *predictions.errors]
     if errors: write_csv(errors_csv, pd.DataFrame(errors, columns=['filename', 'reason']))
-    return Tagged(total - len(errors), len(errors), thresholds.assign(tagged=tagged))
+    return Tagged(total - len(predictions.errors), len(errors), thresholds.assign(tagged=tagged), photos.skipped)
 
 # %% ../../nbs/82_predict.tags.ipynb #17707894
 def tag_photo(

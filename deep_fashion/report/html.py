@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2.utils import markupsafe
 
+from ..text import literal_text, one_line
 from ..data.photo import open_photo
 from ..data.table import Table
 from .colours import BLUE, INK, LIGHT_GREY, LIGHT_RED, ORANGE, QUIET_INK, RED
@@ -102,10 +103,14 @@ def rows_with_photos(
     rows:pd.DataFrame, # `filename`, and for labels in question `attribute`, `label` and `predicted`
     most:int, # Rows shown
 ) -> list: # Of dictionaries: the columns, and `image`
-    "The first `most` rows with their photos for a page; labels are replaced by their names."
+    "The first `most` rows with their photos for a page; labels are replaced by their names, on one line of at most 200 characters."
     found = [dict(row, image=encoded_thumbnail(table.img_dir/row['filename'])) for row in rows.head(most).to_dict('records')]
-    for row in found: row.update({key: table.name(row['attribute'], row[key]) for key in ('label', 'predicted') if key in row})
+    for row in found: row.update(_readable(table, row))
     return found
+
+def _readable(table, row):
+    "The names of the labels in `row`."
+    return {key: one_line(table.name(row['attribute'], row[key]), 200) for key in ('label', 'predicted') if key in row}
 
 # %% ../../nbs/73_report.html.ipynb #e64a22c2
 _INK = '#010203'
@@ -120,7 +125,7 @@ def inline_svg(
 ) -> markupsafe.Markup:
     "The figure that `plot` draws of `data`, as part of a page."
     text = io.StringIO()
-    with plt.rc_context(_PLOT_STYLE):
+    with plt.rc_context(_PLOT_STYLE), literal_text():
         fig = plot(*data)
         fig.savefig(text, format='svg', transparent=True, metadata={'Date': None})
     plt.close(fig)
@@ -133,5 +138,6 @@ def inline_svg(
 def _flexible(svg, title):
     "`svg` without a fixed size, at most as wide as it was drawn."
     svg = re.sub(r' height="[\d.]+pt"', '', svg, count=1)
-    def start(found): return f'<svg role="img" aria-label="{markupsafe.escape(title)}" style="max-width:{float(found[1]):.0f}pt"'
+    label = markupsafe.escape(one_line(title, 200))
+    def start(found): return f'<svg role="img" aria-label="{label}" style="max-width:{float(found[1]):.0f}pt"'
     return re.sub(r'<svg [^>]*?width="([\d.]+)pt"', start, svg, count=1)

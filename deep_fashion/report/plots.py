@@ -9,8 +9,10 @@ __all__ = ['plot_history', 'plot_schedule', 'plot_lr_find', 'plot_scores', 'plot
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from ..core import whole_file
+from ..text import literal_text, one_line
 from ..metrics.calibration import calibration_bins
 from .colours import BLUE, GREY, ORANGE
 
@@ -19,7 +21,13 @@ def _plain_axes(ax, **labels):
     ax.set(**labels)
     ax.spines[['top', 'right']].set_visible(False)
 
+def _plain_decades(axis):
+    "Powers of ten as numbers: matplotlib would write them as formulas."
+    axis.set_major_formatter('{x:g}')
+    axis.set_minor_formatter(NullFormatter())
+
 # %% ../../nbs/70_report.plots.ipynb #c6922ddf
+@literal_text()
 def plot_history(
     history:pd.DataFrame, # One row per epoch or fold: `valid_loss`, `macro_f1`, `accuracy`, and for epochs `train_loss` and `best`
 ) -> plt.Figure:
@@ -44,6 +52,7 @@ def _highest_loss(history):
     return 1.5*max(history.train_loss.max(), history.valid_loss.min()) if 'best' in history else 1.2*history.valid_loss.max()
 
 # %% ../../nbs/70_report.plots.ipynb #bd441d53
+@literal_text()
 def plot_schedule(
     batches:pd.DataFrame, # Per batch: `epoch` (counted over all phases, from 0, with fractions), `learning_rate`, `train_loss`
 ) -> plt.Figure:
@@ -56,6 +65,7 @@ def plot_schedule(
     return fig
 
 # %% ../../nbs/70_report.plots.ipynb #8cfec27e
+@literal_text()
 def plot_lr_find(
     found:pd.DataFrame, # `learning_rate` and `loss`, in the order they were tried
     suggested:float, # The learning rate that was chosen
@@ -67,10 +77,12 @@ def plot_lr_find(
     # Where the loss diverges, it would flatten everything else.
     ax.set(xscale='log', ylim=(.9*found.loss.min(), 1.3*found.loss.iloc[0]))
     _plain_axes(ax, title='lr_find', xlabel='learning rate', ylabel='loss')
+    _plain_decades(ax.xaxis)
     ax.legend(frameon=False)
     return fig
 
 # %% ../../nbs/70_report.plots.ipynb #4396a282
+@literal_text()
 def plot_scores(
     scores:pd.DataFrame, # As `detailed_scores` returns them
 ) -> plt.Figure:
@@ -82,13 +94,14 @@ def plot_scores(
     ax.plot(scores.macro_f1, y, 'o', color=BLUE, clip_on=False, label='macro-F1, with 95 % interval')
     if 'majority_macro_f1' in scores:
         ax.plot(scores.majority_macro_f1, y, '|', color=ORANGE, markersize=14, markeredgewidth=3, label='majority-class baseline')
-    ax.set_yticks(y, scores.index)
+    ax.set_yticks(y, [one_line(name) for name in scores.index])
     ax.set_ylim(len(scores) - .5, -.5)
     _plain_axes(ax, xlim=(0, 1))
     ax.legend(frameon=False, fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.12 - .3/len(scores)), ncols=2)
     return fig
 
 # %% ../../nbs/70_report.plots.ipynb #3353dce4
+@literal_text()
 def plot_reliability(
     confidence, # Of every prediction, between 0 and 1
     correct, # Whether it is correct
@@ -103,6 +116,7 @@ def plot_reliability(
     return fig
 
 # %% ../../nbs/70_report.plots.ipynb #bc4440da
+@literal_text()
 def plot_coverage(
     confidence, # Of every prediction, between 0 and 1
     correct, # Whether it is correct
@@ -123,5 +137,5 @@ def save_figure(
     path, # A PNG file
 ) -> None:
     "Write `fig` to `path` and close it; an incomplete file is never left behind."
-    with whole_file(path) as f: fig.savefig(f, dpi=120, format='png')
+    with whole_file(path) as f, literal_text(): fig.savefig(f, dpi=120, format='png')
     plt.close(fig)

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..core import MISSING
+from ..text import one_line
 from ..data.table import Table
 from ..data.vocab import AttributeVocab
 from ..metrics.scores import SCORES, confusion_matrices
@@ -57,7 +58,7 @@ def scores_as_text(
     scores:pd.DataFrame, # As `score_table` or `detailed_scores` returns them
 ) -> str:
     "The scores in aligned columns."
-    columns = [ScoreColumn('attribute', [str(name) for name in scores.index]), *score_columns(scores)]
+    columns = [ScoreColumn('attribute', [one_line(name) for name in scores.index]), *score_columns(scores)]
     titles = [wrap(column.title, 9, break_long_words=False, break_on_hyphens=False) for column in columns]
     height = max(map(len, titles))
     cells = [['']*(height - len(title)) + title + column.cells for title, column in zip(titles, columns)]
@@ -102,7 +103,7 @@ def readable_confusions(
     counts:pd.DataFrame, # As `confusion_matrices` has them
 ) -> Confusions:
     "The confusion matrix `counts` with each cell's share of its row, and its most frequent mistake."
-    counts = counts.to_numpy()
+    counts, names = counts.to_numpy(), [one_line(name, 60) for name in names]
     shares = (counts/counts.sum(1, keepdims=True).clip(1)).round(2)
     cells = [[dict(n=int(n), share=float(shares[i, j]), right=i == j) for j, n in enumerate(row)] for i, row in enumerate(counts)]
     mistakes = counts*(1 - np.eye(len(names), dtype=int))
