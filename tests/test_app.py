@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deep_fashion.data.table import correct_table, read_table
+from deep_fashion.data.corrections import correct_table
+from deep_fashion.data.table import read_table
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra 'app' is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra 'app' is not installed")
