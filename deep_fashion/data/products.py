@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..core import InputError
+from ..core import InputError, counted
 from .labels import as_label
 from .near_duplicates import MAX_PHOTOS_COMPARED, duplicate_groups, photo_facts
 from .table import Table
@@ -207,8 +207,9 @@ class Products:
     @property
     def note(self) -> str:
         "Their number, where they come from and what is doubtful, in one line."
-        by = f"{len(self.of_row)} photos of {self.of_row.nunique()} products" + (f", recognised by {self.method}" if self.method else '')
-        return f"{by}; {self.doubt}" if self.doubt else by
+        found = f"{counted(len(self.of_row), 'photo')} of {counted(self.of_row.nunique(), 'product')}"
+        if self.method: found += f", recognised by {self.method}"
+        return f"{found}; {self.doubt}" if self.doubt else found
 
 def _check_given(products, rows, setting, value):
     "What is doubtful about products that `setting` gives."

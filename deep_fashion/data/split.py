@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from ..core import InputError, shorten_list
+from ..core import InputError, counted, shorten_list
 from .labels import as_label
 from .table import Table
 from .products import find_products, products_from_filenames, products_of # noqa: F401
@@ -36,7 +36,7 @@ def random_valid(
     if not 0 < valid_pct < 1: raise InputError(f"valid_pct is a share between 0 and 1, not {valid_pct}")
     strata = _rarest_label(table.rows, table.attributes, products)
     if len(strata) < 2:
-        raise InputError(f"{len(table.rows)} usable photos of {len(strata)} product; "
+        raise InputError(f"{counted(len(table.rows), 'usable photo')} of {counted(len(strata), 'product')}; "
                          "at least 2 products are needed, one to learn from and one to validate")
     single = strata.map(strata.value_counts()) == 1
     available = strata[~single] if (~single).sum() > 1 else strata
@@ -94,7 +94,8 @@ def split_products(
     is_valid = column_valid(table.rows, valid_column)
     shared = set(products[is_valid]) & set(products[~is_valid])
     if shared:
-        warnings.warn(f"{len(shared)} products have photos on both sides of the split, so the score will be too good: "
+        have = "product has" if len(shared) == 1 else "products have"
+        warnings.warn(f"{len(shared)} {have} photos on both sides of the split, so the score will be too good: "
                       f"{shorten_list(sorted(shared), 3)}", stacklevel=2)
     return replace(table, rows=table.rows.assign(is_valid=is_valid))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..core import MISSING, InputError, nearest, shorten_list
+from ..core import MISSING, InputError, counted, nearest, shorten_list
 from .photo import photo_fault
 from .csv_file import CsvFile, CsvFormat, find_filename_column
 from .labels import clean_labels, label_name, look_alikes, read_labels_map, read_names, sort_labels
@@ -106,7 +106,7 @@ def _label_notes(attribute, facts):
     def quoted(labels): return shorten_list([repr(label[:40]) for label in labels], 4)
     if n := facts.placeholders.total():
         yield (f"{attribute}: {quoted(facts.placeholders)} {'is' if len(facts.placeholders) == 1 else 'are'} treated as missing "
-               f"({n} {'label' if n == 1 else 'labels'}); labels_map can keep a label")
+               f"({counted(n, 'label')}); labels_map can keep a label")
     if facts.spellings:
         verb = 'is' if len(facts.spellings) == 1 else 'are'
         yield f"{attribute}: {quoted(facts.spellings)} {verb} read as {quoted(set(facts.spellings.values()))}"
@@ -195,7 +195,7 @@ def _check_labels(table, is_given, source):
     for attribute in list(table.attributes):
         labels = table.rows[attribute].dropna()
         if labels.nunique() == 1:
-            table.notes.append(f"{attribute}: all {len(labels)} labels are {labels.iloc[0]!r}, so there is nothing to learn")
+            table.notes.append(f"{attribute}: the only label is {labels.iloc[0]!r}, so there is nothing to learn")
         elif labels.empty and is_given: raise InputError(f"{source}: column {attribute!r} has no label at all; leave the column out")
         elif labels.empty:
             table.attributes.remove(attribute)
@@ -223,7 +223,7 @@ def build_table(
     cleaned = clean_rows(rows, attributes, img_dir, labels_map)
     if cleaned.rows.empty:
         line, name, reason = cleaned.dropped.iloc[0]
-        raise InputError(f"{source}: none of its {len(cleaned.dropped)} rows can be used; the first: {name[:200]}: {reason}")
+        raise InputError(f"{source}: none of its {counted(len(cleaned.dropped), 'row')} can be used; the first: {name[:200]}: {reason}")
     table = Table(cleaned.rows, attributes, Path(img_dir), names, cleaned.dropped, {}, kinds, *cleaned[2:])
     _check_labels(table, is_given, source)
     table.notes += _look_alike_notes(table)
@@ -291,7 +291,7 @@ def _dropped_notes(dropped):
     for reason, rows in dropped.groupby(dropped.reason.str.split(':').str[0], sort=False):
         first = rows.iloc[0]
         detail = f" ({first.reason.partition(': ')[2]})" if ': ' in first.reason else ""
-        yield (f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} left out or merged, {reason}: "
+        yield (f"{counted(len(rows), 'row')} left out or merged, {reason}: "
                f"line {shorten_list(rows.line)}; the first is {first.filename[:100]}{detail}")
 
 def _announced(table):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-from ..core import InputError
+from ..core import InputError, counted
 from ..settings import Settings
 from .csv_file import CsvFormat
 from .labels import read_labels_map
@@ -66,11 +66,13 @@ def assign_folds(
 def _with_folds(table, products, settings, folds):
     n = products.nunique()
     if n < 2:
-        raise InputError(f"{len(table.rows)} usable photos of {n} product; at least 2 products are needed, "
+        raise InputError(f"{counted(len(table.rows), 'usable photo')} of {counted(n, 'product')}; at least 2 products are needed, "
                          "one to learn from and one to validate")
     # The default number of folds is lowered to the number of products.
     if settings.folds is None: folds = min(folds, n)
-    if n < folds: raise InputError(f"folds {folds}: {len(table.rows)} usable photos of {n} products are too few; use fewer folds")
+    if n < folds:
+        photos = counted(len(table.rows), 'usable photo')
+        raise InputError(f"folds {folds}: {photos} of {counted(n, 'product')} are too few; use fewer folds")
     fold = assign_folds(products, folds, settings.random_seed)
     # fastai needs a validation set: the first fold.
     return replace(table, rows=table.rows.assign(fold=fold, is_valid=fold == 0))
@@ -105,4 +107,5 @@ def read_training_set(
     # A column `fold` of the user has another meaning.
     table = replace(table, rows=table.rows.drop(columns='fold', errors='ignore'))
     if folds > 1: table = _with_folds(table, products.of_row, settings, folds)
+    table = replace(table, notes=[*table.notes, products.note])
     return TrainingSet(table, products.of_row, titles, products.note)

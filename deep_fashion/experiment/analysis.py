@@ -7,6 +7,7 @@ __all__ = ['audit_summary', 'write_findings', 'predictions_of_run', 'analyze']
 
 # %% ../../nbs/90_experiment.analysis.ipynb #c47b30e1
 import warnings
+from contextlib import suppress
 from pathlib import Path
 import pandas as pd
 
@@ -97,7 +98,12 @@ def analyze(
     `near_duplicates.csv`, `unusable_photos.csv`, `summary.json`, plots and, with `run`, `label_errors.csv` to `out`.
 
     Raises `InputError` if the table or the run cannot be used or `out` holds something already."""
-    out, table = new_folder(settings.out), _read(settings)
+    out = new_folder(settings.out)
+    try: table = _read(settings)
+    except BaseException:
+        # No trace of an audit that could not begin.
+        with suppress(OSError): out.rmdir()
+        raise
     products = find_products(table, settings.group_column, settings.group_pattern)
     table.notes.append(products.note)
     predictions = predictions_of_run(settings.run, table, settings.csv_path) if settings.run else None

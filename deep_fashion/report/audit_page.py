@@ -22,7 +22,7 @@ _PAGE = page_template("""<!doctype html>
 <title>Audit of {{ source }}</title>
 <style>{{ style }}</style></head><body>
 <h1>Audit</h1>
-<p class="quiet">{{ source }}: {{ photo_count }} usable photos, {{ dropped|length }} rows dropped or merged.</p>
+<p class="quiet">{{ source }}: {{ photo_count|counted('usable photo') }}, {{ dropped|length|counted('row') }} dropped or merged.</p>
 <nav><a href="#notes">Notes on the table</a> ·
 <a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
@@ -50,20 +50,21 @@ Training treats it as a missing label; the option <code>catch_all</code> changes
 <h2 id="errors">Labels that look wrong</h2>
 {% if errors is none %}<p>Not searched for: this takes predictions of a trained network for photos that it was not trained on.
 Train first, then run the audit with the folder of the run (<code>--run runs/NAME</code>).</p>
-{% else %}<p>{{ error_count }} labels contradict the predictions of a network that was not trained on the product;
+{% else %}<p>{{ error_count|counted('label') }} in conflict with the predictions of a network that was not trained on the product;
 the most suspicious come first. The poorer the network, the more often it is the prediction that is wrong:
 look before you change a label.</p>
 {{ label_errors(errors) }}{% endif %}
 
 <h2 id="duplicates">Near-duplicates</h2>
-<p>{{ duplicate_count }} groups of photos that are nearly the same
+<p>{{ duplicate_count|counted('group') }} of photos that are nearly the same
 {%- if leak_count %}; {{ leak_count }} of them belong to several products, so that a split by product would leak{% endif %}.</p>
 {% for g in duplicates %}<div class="group"><p class="quiet">{{ 'several products' if g.leaks else 'one product' }}
 {%- if g.conflicts %}; <span class="wrong">labels differ: {{ g.conflicts }}</span>{% endif %}</p>
 {{ photos(g.photos) }}</div>
 {% endfor %}
 
-<h2 id="unusable">Unusable photos</h2><p>{{ unusable_count }} photos are tiny, blank or show no outline of a garment.</p>
+<h2 id="unusable">Unusable photos</h2>
+<p>{{ unusable_count|counted('photo') }} with next to nothing to learn from: tiny, blank, or without an outline of a garment.</p>
 {{ photos(unusable) }}
 
 <h2 id="dropped">Dropped and merged rows</h2>

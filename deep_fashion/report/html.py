@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2.utils import markupsafe
 
 from ..text import literal_text, one_line
+from ..core import counted
 from ..data.photo import open_photo
 from ..data.table import Table
 from .colours import BLUE, INK, LIGHT_GREY, LIGHT_RED, ORANGE, QUIET_INK, RED
@@ -74,8 +75,9 @@ predicted: {{ e.predicted }} ({{ '%.0f' % (100*e.confidence) }}&nbsp;%)<br><span
 def page_template(
     text:str, # A Jinja template of HTML
 ) -> jinja2.Template:
-    "The template of a page, in which the macros `photos` and `label_errors` are known; values are escaped."
+    "The template of a page, in which the macros `photos` and `label_errors` and the filter `counted` are known; values are escaped."
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['counted'] = counted
     return environment.from_string(_MACROS.strip() + text)
 
 # %% ../../nbs/73_report.html.ipynb #187866eb

@@ -211,7 +211,9 @@ _FINDINGS_SECTION = """{% if findings %}<h2 id="findings">The data</h2>
 {% else %}<li>No catch-all class was found.</li>
 {% endfor %}
 <li>Rows that were dropped or merged: {{ findings.dropped }}.</li>
-{% if findings.photos_audited %}<li>Near-duplicates: {{ findings.duplicates }} groups
+{% for note in findings.notes %}<li>{{ note }}</li>
+{% endfor %}
+{% if findings.photos_audited %}<li>Near-duplicates: {{ findings.duplicates|counted('group') }}
 {%- if findings.leaking %}, <span class="wrong">{{ findings.leaking }} of them across several products: scores may be too high</span>
 {%- endif %}.</li>
 <li>Unusable photos: {{ findings.unusable }}.</li>
@@ -219,7 +221,7 @@ _FINDINGS_SECTION = """{% if findings %}<h2 id="findings">The data</h2>
 <code>deep_fashion analyze</code> does.</li>
 {% endif %}</ul>
 {% if findings.errors is not none %}<h3>Labels that look wrong</h3>
-<p>{{ findings.error_count }} labels contradict the predictions; the most suspicious come first.
+<p>{{ findings.error_count|counted('label') }} in conflict with the predictions; the most suspicious come first.
 The poorer the tagger, the more often it is the prediction that is wrong.</p>
 {{ label_errors(findings.errors) }}{% endif %}{% endif %}
 """
@@ -232,6 +234,7 @@ def _findings_shown(table, findings):
     errors, found = findings.errors, {a: evidence['label'] for a, evidence in findings.catch_alls.items()}
     shown = dict(gaps=[(a, int(table.rows[a].notna().sum()), float(table.rows[a].isna().mean())) for a in table.attributes],
                  catch_alls={a: table.name(a, label) for a, label in {**found, **table.catch_all}.items()}, masked=table.catch_all,
+                 notes=table.notes,
                  dropped=_counts(table.dropped.reason.str.split(':').str[0]), photos_audited=findings.duplicates is not None,
                  errors=None if errors is None else rows_with_photos(table, errors, _MAX_ERRORS),
                  error_count=0 if errors is None else len(errors))
