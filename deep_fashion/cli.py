@@ -75,15 +75,21 @@ class Command(NamedTuple):
     examples: tuple # Two command lines, without the program's name
 
 # %% ../nbs/98_cli.ipynb #85b98eb0
-def _counts(counts): return ", ".join(f"{name} {n}" for name, n in counts.items()) or "none"
+_MAX_COUNTS = 40 # counts on a line
+
+def _counts(counts):
+    # Imported here since it imports matplotlib.
+    from deep_fashion.text import one_line
+    return shorten_list([f"{one_line(name)} {n}" for name, n in counts.items()], _MAX_COUNTS) or "none"
 
 def run_analyze(settings:AnalyzeSettings) -> int:
     "Audit a table."
     from deep_fashion.experiment.analysis import analyze
+    from deep_fashion.text import one_line
     summary = analyze(settings)
     print(f"{counted(summary['photos'], 'photo')} can be used; dropped: {_counts(summary['dropped'])}")
     for attribute, found in summary['attributes'].items():
-        print(f"{attribute}: {_counts({c['name']: c['photos'] for c in found['classes'].values()})}, missing {found['missing']}")
+        print(f"{one_line(attribute)}: {_counts({c['name']: c['photos'] for c in found['classes'].values()})}, missing {found['missing']}")
     for attribute, found in summary['catch_all'].items():
         print(f"{attribute}: class {found['label']} ({found['share']:.0%} of the labels) is a catch-all; "
               f"titles of its photos indicate {_counts(found['says'])}")

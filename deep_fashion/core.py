@@ -145,8 +145,8 @@ def read_json(
 def safe_file_name(
     name:str, # Any text
 ) -> str:
-    "`name` with each run of characters other than letters, digits, `-` and `_` replaced by `_`."
-    return re.sub(r'[^\w-]+', '_', name)
+    "The first 60 characters of `name`, with each run of characters other than letters, digits, `-` and `_` replaced by `_`."
+    return re.sub(r'[^\w-]+', '_', name[:60])
 
 # %% ../nbs/00_core.ipynb #7548cbce
 def as_path(

@@ -51,8 +51,10 @@ def write_findings(
     for name, rows in lists.items():
         if rows is not None: write_csv(out/f'{name}.csv', rows)
     save_figure(plot_shares(table), out/'class_shares.png')
-    for attribute in table.attributes[:MAX_ATTRIBUTES]: save_figure(plot_examples(table, attribute),
-                                                                    out/f'examples_{safe_file_name(attribute)}.png')
+    for i, attribute in enumerate(table.attributes[:MAX_ATTRIBUTES]):
+        path = out/f'examples_{safe_file_name(attribute)}.png'
+        # Two names can differ in other characters only.
+        save_figure(plot_examples(table, attribute), path.with_stem(f'{path.stem}-{i}') if path.exists() else path)
 
 # %% ../../nbs/90_experiment.analysis.ipynb #4e1bc403
 def predictions_of_run(
