@@ -213,6 +213,8 @@ def test_columns_that_hold_no_labels(photos, catalogue, tmp_path):
     assert kinds.items() <= found.kinds.items()
     noted(found, "sku (identifiers)", "price (numbers)", "title (text)", "attributes overrules")
     assert read_table(written(tmp_path, rows), photos, ["sku"]).attributes == ["sku"]
+    (tmp_path / "names.json").write_text('{"sku": {"SKU-0001": "first"}}')
+    assert read_table(written(tmp_path, rows), photos, names=tmp_path / "names.json").attributes == ["neck", "pattern", "sku"]
 
 
 def test_long_format_is_refused_with_the_way_out(photos, catalogue, tmp_path):

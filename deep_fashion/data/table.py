@@ -155,11 +155,11 @@ def _given_attributes(columns, attributes, other_columns, source):
         if derived: raise InputError(f"{source}: column {derived[0]!r} looks like a prediction of {a!r}; rename it, or leave it out")
     return list(dict.fromkeys(attributes))
 
-def _select_attributes(rows, attributes, other_columns, source):
-    "The columns that hold labels, and the kinds of the others."
+def _select_attributes(rows, attributes, other_columns, source, labelled=()):
+    "The columns that hold labels, which is known of those that are `labelled`, and the kinds of the others."
     given = _given_attributes(rows.columns, attributes or [], other_columns, source)
     others = [column for column in rows.columns if column not in ('filename', *other_columns, *given)]
-    kinds = column_kinds(rows, others)
+    kinds = {column: kind for column, kind in column_kinds(rows, others).items() if column not in labelled or column in _RESERVED}
     if given: return given, kinds
     found = [column for column in others if column not in kinds]
     if not found: raise InputError(f"{source}: no attribute; expected at least one column of labels beside 'filename'{_listed(kinds)}")
@@ -270,9 +270,9 @@ def read_table(
     rows, unread, notes = _read_rows(csv_path, csv_format)
     source = 'the data frame' if isinstance(csv_path, pd.DataFrame) else csv_path
     check_form(rows, source)
-    found, kinds = _select_attributes(rows, attributes, list(filter(None, other_columns)), source)
-    _check_map(labels_map, rows, found, source)
     names = read_names(names) if names else {}
+    found, kinds = _select_attributes(rows, attributes, list(filter(None, other_columns)), source, {*names, *labels_map})
+    _check_map(labels_map, rows, found, source)
     table = build_table(rows, (found, bool(attributes), kinds), img_dir, names, source, labels_map)
     listed = "" if attributes else _listed(kinds, "columns that are not attributes: ")
     if listed: notes.append(f"{listed}; attributes overrules this")
@@ -292,7 +292,7 @@ def _dropped_notes(dropped):
         first = rows.iloc[0]
         detail = f" ({first.reason.partition(': ')[2]})" if ': ' in first.reason else ""
         yield (f"{counted(len(rows), 'row')} left out or merged, {reason}: "
-               f"line {shorten_list(rows.line)}; the first is {first.filename[:100]}{detail}")
+               f"line {shorten_list(rows.line)}; the first is {first.filename[:100] or 'without a name'}{detail}")
 
 def _announced(table):
     "`table`, after a warning for every note."
