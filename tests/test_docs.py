@@ -92,4 +92,4 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 def test_arguments_are_described(site):
     text = (site[1] / "api/experiment.training.html").read_text(encoding="utf-8")
-    assert "table with a column" in text and "one column per attribute" in text and "processes that open photos" in text
+    assert "table with file names and a column per attribute" in text and "processes that open photos" in text

@@ -227,7 +227,7 @@ def test_a_column_called_fold_is_the_users_own(command, samples, tmp_path):
     words = ["train", "--csv_path", tmp_path / "fold.csv", "--img_dir", samples.images, "--no-report", *QUICK]
     assert command(*words, "--run_name", "a", "--attributes", "neck,pattern").status == 0
     assert read_json(tmp_path / "runs/a/config.json")["plan"]["folds"] == 1 and "is_valid" in pd.read_csv(tmp_path / "runs/a/split.csv")
-    refused = command(*words, "--run_name", "b")
+    refused = command(*words, "--run_name", "b", "--attributes", "neck,fold")
     assert refused.status == 2 and "'fold' cannot be an attribute" in refused.err
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import InputError, closest, shorten_list
 from .csv_file import CsvFile, CsvFormat
-from .labels import PLACEHOLDERS, as_label, match_label
+from .labels import as_label, is_placeholder, match_label
 from .folder import list_photos
 from .table import Table, clean_rows
 
@@ -26,7 +26,7 @@ def _matched(cells, classes, names):
     for line, cell in cells.items():
         label = as_label(cell)
         label = match_label(label, classes, names) or label if label is not None else None
-        if label is not None and label not in classes and label.lower() in PLACEHOLDERS: label = None
+        if label is not None and label not in classes and is_placeholder(label): label = None
         if label is not None and label not in classes: unknown.append((line, label))
         found.append(label)
     return pd.Series(found, index=cells.index, dtype=object), unknown
@@ -83,7 +83,7 @@ def _read_corrections(table, csv_path, csv_format, new_classes):
     keep = {a: {label: label for label in rows[a].dropna()} for a in attributes}
     cleaned = clean_rows(rows[['filename', *attributes]], attributes, table.img_dir, keep)
     rows = cleaned.rows[cleaned.rows[attributes].notna().any(axis=1)].set_index('filename')
-    if rows.empty: raise InputError(f"{csv_path}: no label of a photo that can be used is filled in in {shorten_list(attributes, 20)}")
+    if rows.empty: raise InputError(f"{csv_path}: no label is filled in in {shorten_list(attributes, 20)} for a photo that can be used")
     dropped = pd.concat([cleaned.dropped, pd.DataFrame(file.dropped + changed, columns=cleaned.dropped.columns)])
     return rows, dropped.assign(reason=f'{Path(csv_path).name}: ' + dropped.reason), [*file.notes, *cleaned.notes]
 

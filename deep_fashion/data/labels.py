@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDERS', 'visible_text', 'as_label', 'sort_labels', 'read_names', 'label_name', 'label_key', 'match_label',
-           'LabelFacts', 'clean_labels', 'look_alikes', 'read_labels_map']
+           'is_placeholder', 'LabelFacts', 'clean_labels', 'look_alikes', 'read_labels_map']
 
 # %% ../../nbs/12_data.labels.ipynb #56c4d9ed
 import ast
@@ -93,12 +93,17 @@ def match_label(
         if found: return None
 
 # %% ../../nbs/12_data.labels.ipynb #3c9f0f96
-PLACEHOLDERS = {'none', '-', '--', '---', '–', '—', '_', '.', '..', '...', '…', '?', '??', '???', 'unknown', 'unbekannt', 'inconnu',
-                'desconocido',
-                'n.a', 'n.a.', 'n. a.', 'k.a.', 'k. a.', 's/d', 'not available', 'not applicable', 'not specified', 'not given', 'not set',
-                'unspecified', 'undefined', 'missing', 'blank', '(blank)', 'empty', 'nil', 'tbd', 'tba', 'to be defined', 'todo', 'xxx',
-                '#ref!',
-                '#value!', '#name?', '#div/0!', '#null!', '#num!', '[]', '{}', '()', '""', "''", 'no data', 'no label', 'no info'}
+PLACEHOLDERS = set("""none|unknown|not known|unbekannt|inconnu|desconocido|sconosciuto|n.a|n.a.|n. a.|k.a.|k. a.|keine angabe|s/d|n/d|n.d.|
+not available|not applicable|not specified|non spécifié|sin especificar|not given|not set|not provided|unspecified|undefined|missing|blank|
+empty|nil|tbd|tba|to be defined|to do|todo|xxx|#ref!|#value!|#name?|#div/0!|#null!|#num!|no data|no label|no info|no value"""
+                   .replace('\n', '').split('|'))
+
+def is_placeholder(
+    label:str, # As it was typed
+) -> bool:
+    "Whether `label` is a word or a mark that people write where they have no label, in brackets or not."
+    plain = label.lower().strip('<>[](){}"\'').strip()
+    return plain in PLACEHOLDERS or re.fullmatch(r'[-–—_.?/\\…~ ]*', plain) is not None
 
 @dataclass
 class LabelFacts:
@@ -152,7 +157,7 @@ def clean_labels(
     labels, facts = pd.Series(map(as_label, cells), index=cells.index, dtype=object), LabelFacts()
     counts, mapping = Counter(labels.dropna()), mapping or {}
     free = Counter({label: n for label, n in counts.items() if label not in mapping})
-    facts.placeholders = Counter({label: n for label, n in free.items() if label.lower() in PLACEHOLDERS})
+    facts.placeholders = Counter({label: n for label, n in free.items() if is_placeholder(label)})
     lists, facts.mixed = _find_lists(free.keys() - facts.placeholders.keys())
     single = {label: as_label(parts[0]) if parts else None for label, parts in lists.items() if len(set(parts)) < 2}
     facts.lists = Counter({label: counts[label] for label in lists if label not in single})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -89,7 +90,7 @@ def _find_photos(rows, img_dir):
     found = [finder.find(name) for name in rows.filename]
     dropped = [(line, name, o.fault) for line, name, o in zip(rows.index, rows.filename, found) if o.fault]
     rows = rows.assign(filename=[o.name for o in found])
-    return rows[[o.name is not None for o in found]], dropped, finder.notes()
+    return rows[np.array([o.name is not None for o in found], dtype=bool)], dropped, finder.notes()
 
 def _without_faults(rows, img_dir):
     "The rows whose photo can be read, and the others as (line, filename, reason)."
@@ -98,7 +99,7 @@ def _without_faults(rows, img_dir):
         faults = pool.map(lambda name: photo_fault(img_dir/name), rows.filename)
         faults = list(tqdm(faults, total=len(rows), desc='reading photos', leave=False))
     dropped = [(line, name, f"unreadable image: {fault}") for line, name, fault in zip(rows.index, rows.filename, faults) if fault]
-    return rows[[fault is None for fault in faults]], dropped
+    return rows[np.array([fault is None for fault in faults], dtype=bool)], dropped
 
 # %% ../../nbs/17_data.table.ipynb #a49985e3
 def _label_notes(attribute, facts):
