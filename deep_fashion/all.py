@@ -13,6 +13,7 @@ from .settings import *
 from .run import *
 from .terminal import *
 from .text import *
+from .data.csv_dialect import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *

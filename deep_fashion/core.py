@@ -28,8 +28,8 @@ def shorten_list(
     items, # Anything with a text form
     n:int=5, # Number of items to show
 ) -> str:
-    "The first `n` of `items`, separated by commas, and how many more there are."
-    items = [str(o) for o in items]
+    "The first `n` of `items`, separated by commas, and how many more there are. The middle of very long ones is left out."
+    items = [text if len(text) < 150 else f"{text[:70]}…{text[-70:]}" for text in map(str, items)]
     return ", ".join(items[:n]) + (f" and {len(items)-n} more" if len(items) > n else "")
 
 # %% ../nbs/00_core.ipynb #9c41d7a1
@@ -137,7 +137,7 @@ def read_json(
     "The JSON object in the file `path`. Raises `InputError` if the file cannot be read or holds anything else."
     try: content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    except ValueError as e: raise InputError(f"{path}: is not JSON ({e})") from e
+    except (ValueError, RecursionError) as e: raise InputError(f"{path}: is not JSON ({e})") from e
     if not isinstance(content, dict): raise InputError(f"{path}: should hold a JSON object, holds a {type(content).__name__}")
     return content
 

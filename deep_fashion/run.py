@@ -75,8 +75,13 @@ class Run:
         except InputError as e: raise InputError(f"{self.file('config')}: {e}") from e
 
     metrics = property(lambda self: read_json(self.existing('metrics')), doc="The scores: `metrics.json`.")
-    predictions = property(lambda self: pd.read_csv(self.existing('predictions'), dtype=str, keep_default_na=False),
-                           doc="Labels and predictions per photo, as text.")
+    @property
+    def predictions(self) -> pd.DataFrame:
+        "Labels and predictions per photo, as text. Raises `InputError` if the file is missing or damaged."
+        file = self.existing('predictions')
+        try: return pd.read_csv(file, dtype=str, keep_default_na=False)
+        except (ValueError, OSError) as e: raise InputError(f"{file}: is damaged ({e})") from e
+
     history = property(lambda self: self._rows('history'), doc="Losses and scores per epoch or fold, or None.")
     batches = property(lambda self: self._rows('batches'), doc="Learning rate and loss over the batches, or None.")
     lr_find = property(lambda self: self._rows('lr_find'), doc="What `lr_find` tried, or None.")

@@ -39,7 +39,7 @@ def command(capsys, tmp_path, monkeypatch):
             out=printed.out,
             err=printed.err,
             lines=[line for line in printed.err.splitlines() if line.startswith("deep_fashion: ")],
-            notes=re.findall("^deep_fashion: note: (.*)$", printed.err, re.M),
+            notes=re.findall("^deep_fashion: note: (.*)$", "\n".join(printed.err.splitlines()), re.M),
         )
 
     return run

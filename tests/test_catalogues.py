@@ -12,7 +12,7 @@ from conftest import QUICK
 from deep_fashion.core import InputError
 from deep_fashion.data import corrections as corrections_module
 from deep_fashion.data import table as table_module
-from deep_fashion.data.csv_file import CsvFormat
+from deep_fashion.data.csv_dialect import CsvFormat
 
 LABELS = {"neck": ["round", "v-neck", "polo", "henley", "hood"], "pattern": ["solid", "striped", "checked", "dotted"]}
 

@@ -25,8 +25,9 @@ class Corrections:
         self._rows()
 
     def _rows(self):
-        if not self.path.exists(): return pd.DataFrame(columns=['filename', *self.attributes, 'sha256'], dtype=object)
-        rows = read_csv(self.path).astype(object)
+        if not self.path.exists() or not self.path.stat().st_size:
+            return pd.DataFrame(columns=['filename', *self.attributes, 'sha256'], dtype=object)
+        rows = read_csv(self.path, required=False).astype(object)
         absent = [name for name in ('filename', *self.attributes) if name not in rows]
         if absent: raise InputError(f"{self.path}: has no column {absent[0]!r}, so it holds no corrections for this tagger; "
                                     "name another file (corrections)")

@@ -16,7 +16,8 @@ from fasttransform import DisplayedTransform
 
 from ..core import InputError
 from ..settings import input_size, nearest
-from .csv_file import CsvFile, CsvFormat
+from .csv_dialect import CsvFormat
+from .csv_file import CsvFile
 from .table import Table, read_table
 from .split import split_table
 from .vocab import AttributeVocab, AttributesBlock, RowLabels

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, closest, shorten_list
-from .csv_file import CsvFile, CsvFormat
+from .csv_dialect import CsvFormat
+from .csv_file import CsvFile
 from .labels import as_label, is_placeholder, match_label
 from .folder import list_photos
 from .table import Table, clean_rows
@@ -52,17 +53,21 @@ def _match_labels(rows, table, source, new_classes):
 # %% ../../nbs/23_data.corrections.ipynb #4d767209
 def _digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
+def _last(name): return name.replace('\\', '/').rpartition('/')[2].casefold()
+
 def _find_by_content(rows, img_dir):
     "The rows with the file of the recorded content, and those whose photo has changed, as (line, filename, reason)."
     digests = rows['sha256'].map(as_label) if 'sha256' in rows else pd.Series(None, index=rows.index)
     if not digests.notna().any(): return rows, []
     files, names, changed = {}, rows.filename.copy(), []
-    for name in list_photos(img_dir).names: files.setdefault(name.rpartition('/')[2].casefold(), []).append(name)
+    for name in list_photos(img_dir).names: files.setdefault(_last(name), []).append(name)
+    wanted = {_last(names[line]) for line in digests.dropna().index}
+    contents = {(last, _digest(img_dir/name)): name for last in wanted for name in reversed(files.get(last, []))}
     for line, digest in digests.dropna().items():
-        candidates = files.get(names[line].replace('\\', '/').rpartition('/')[2].casefold(), [])
-        same = [name for name in candidates if _digest(img_dir/name) == digest.lower()]
-        if same: names[line] = names[line] if names[line] in same else same[0]
-        elif candidates: changed.append((line, names[line], "no photo of this name has the content that was corrected"))
+        last = _last(names[line])
+        same = contents.get((last, digest.lower()))
+        if same: names[line] = same
+        elif last in files: changed.append((line, names[line], "no photo of this name has the content that was corrected"))
     # Where a name was corrected with and without content, the content decides.
     known = rows[digests.notna()]
     for attribute in rows.columns.drop(['filename', 'sha256']):
@@ -71,33 +76,39 @@ def _find_by_content(rows, img_dir):
     rows = rows.assign(filename=names)
     return rows.drop(index=[line for line, *_ in changed]), changed
 
-def _read_corrections(table, csv_path, csv_format, new_classes):
-    "The corrected labels with the file name as index, and the rows left out."
+def _read_corrections(table, csv_path, csv_format, labels_map, new_classes):
+    "The corrected labels with the file name as index, the rows left out, and notes."
     file = CsvFile(csv_path, csv_format)
     rows = file.read()
+    rows = rows.rename(columns={name: match_label(name, table.attributes) or name for name in rows if name != 'filename'})
     attributes = [a for a in table.attributes if a in rows]
     if not attributes:
         raise InputError(f"{csv_path}: has none of the attributes {shorten_list(table.attributes, 20)}; "
                          f"found {shorten_list(rows.columns, 20)}")
+    for a in attributes: rows[a] = [labels_map.get(a, {}).get(as_label(cell), cell) for cell in rows[a]]
     rows, changed = _find_by_content(_match_labels(rows, table, csv_path, new_classes), table.img_dir)
     keep = {a: {label: label for label in rows[a].dropna()} for a in attributes}
     cleaned = clean_rows(rows[['filename', *attributes]], attributes, table.img_dir, keep)
-    rows = cleaned.rows[cleaned.rows[attributes].notna().any(axis=1)].set_index('filename')
-    if rows.empty: raise InputError(f"{csv_path}: no label is filled in in {shorten_list(attributes, 20)} for a photo that can be used")
     dropped = pd.concat([cleaned.dropped, pd.DataFrame(file.dropped + changed, columns=cleaned.dropped.columns)])
+    rows = cleaned.rows[cleaned.rows[attributes].notna().any(axis=1)].set_index('filename')
+    if rows.empty:
+        first = f"; line {dropped.line.iloc[0]}: {dropped.reason.iloc[0]}" if len(dropped) else ""
+        raise InputError(f"{csv_path}: no label is filled in in {shorten_list(attributes, 20)} for a photo that can be used{first}")
     return rows, dropped.assign(reason=f'{Path(csv_path).name}: ' + dropped.reason), [*file.notes, *cleaned.notes]
+
 
 # %% ../../nbs/23_data.corrections.ipynb #c1c675bb
 def correct_table(
     table:Table, # Clean rows
     csv_path, # A CSV file with file names and any of the attributes, empty where nothing is to be changed
     csv_format:CsvFormat=None, # How it is written, as far as this is known
+    labels_map:dict=None, # attribute -> label -> the label to use, as for the table
     new_classes:bool=False, # Accept labels that the table does not have
 ) -> Table:
     """`table` with the labels of `csv_path`; a warning reports how many were used.
 
     Raises `InputError` if that has none of the attributes, no label, or a label that `table` does not have."""
-    corrections, dropped, notes = _read_corrections(table, csv_path, csv_format, new_classes)
+    corrections, dropped, notes = _read_corrections(table, csv_path, csv_format, labels_map or {}, new_classes)
     rows = table.rows.copy()
     for attribute in corrections:
         new = rows.filename.map(corrections[attribute])

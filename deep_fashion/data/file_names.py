@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
 
 from ..core import closest, shorten_list
-from .folder import list_photos
+from .folder import PHOTO_EXTENSIONS, list_photos, printable_name
 
 # %% ../../nbs/14_data.file_names.ipynb #e750000f
 def inside_folder(
@@ -38,12 +38,17 @@ class Found(NamedTuple):
 SPELLINGS = dict(url="are links, of which the file name was used", absolute="are absolute paths", separator="have backslashes",
                  case="differ in capitals or accents", extension="have no extension, or another one",
                  number="are numbers, written differently",
-                 folder="lie in another folder, or repeat its name", escaped="have escaped characters")
-_EXTENSION = re.compile(r'\.(?=[a-z])\w{2,10}$', re.I)
+                 folder="lie in a sub-folder", prefix="repeat the name of the image folder",
+                 elsewhere="name folders that are not there, without which a file fits", escaped="have escaped characters")
+# Seen alike: nothing, hyphens, apostrophes.
+_ALIKE = str.maketrans({**dict.fromkeys('\u00ad\u200b\u200e\u200f\u2060\ufeff'), **dict.fromkeys('‐‑‒–—', '-'), '’': "'", '\u00a0': ' '})
 
-def _key(name): return unicodedata.normalize('NFC', name).casefold()
+def _key(name): return ' '.join(unicodedata.normalize('NFC', name).casefold().translate(_ALIKE).split())
 
-def _stem(name): return _EXTENSION.sub('', name)
+def _stem(name):
+    "`name` without the extension of a photo; `polo.front` has none."
+    start, _, end = name.rpartition('.')
+    return start if start and end.lower() in PHOTO_EXTENSIONS else name
 
 def _unpadded(name):
     "`name` with a last part that is a number without leading zeros and decimals."
@@ -58,6 +63,8 @@ class _Index:
     "The files of a folder by key: with their path, and by their last part alone."
     def __init__(self, names):
         self.names, self.tables = names, []
+        # Where front.jpg lies in many folders, the folder is part of the name.
+        self.are_unique = len({name.rpartition('/')[2] for name in names}) > .99*len(names)
         for is_last in (False, True):
             for how, key in _KEYS:
                 found = {}
@@ -92,7 +99,7 @@ class PhotoFinder:
         return found
 
     def _exists(self, name):
-        try: return os.path.lexists(self.img_dir/name)
+        try: return os.path.lexists(self.img_dir/name) and not os.path.isdir(self.img_dir/name)
         except (OSError, ValueError): return False
 
 # %% ../../nbs/14_data.file_names.ipynb #2bd41f15
@@ -102,7 +109,7 @@ def _below(path, img_dir):
         if path.startswith(f'{folder.as_posix()}/'): return path[len(folder.as_posix()) + 1:]
 
 def _readings(name, is_url, img_dir):
-    "Yield the relative paths that `name` may mean, how it is read, and whether the file may lie in any folder."
+    "Yield the relative paths that `name` may mean, how it is read, and whether the file may lie in any folder (None: if names are unique)."
     path = unquote(urlsplit(name).path) if is_url else name.replace('\\', '/')
     is_absolute = bool(re.match(r'/|[A-Za-z]:', path))
     if is_absolute and not is_url and (below := _below(path, img_dir)): path, is_absolute = below, False
@@ -114,10 +121,13 @@ def _readings(name, is_url, img_dir):
         # The path may repeat the last folders of the one that the photos are in.
         parts, folders = path.split('/'), img_dir.absolute().parts
         for n in range(len(parts) - 1, 0, -1):
-            if tuple(parts[:n]) == folders[-n:]: yield '/'.join(parts[n:]), how or 'folder', False
+            if tuple(parts[:n]) == folders[-n:]: yield '/'.join(parts[n:]), how or 'prefix', False
+        # Folders that are not there, as those of another computer.
+        if len(parts) > 1 and not (img_dir/parts[0]).is_dir():
+            for n in range(1, len(parts)): yield '/'.join(parts[n:]), 'elsewhere', False
         return
     parts = path.split('/')
-    for n in range(len(parts)): yield '/'.join(parts[n:]), how, n == len(parts) - 1
+    for n in range(len(parts)): yield '/'.join(parts[n:]), how, None if n == len(parts) - 1 else False
 
 @patch
 def _search(self:PhotoFinder, name, is_url):
@@ -125,24 +135,27 @@ def _search(self:PhotoFinder, name, is_url):
         if not inside_folder(path): return Found(fault="file name leads out of the image folder")
         if self._exists(path): return Found(path, how)
         if self._index is None: self._index = _Index(list_photos(self.img_dir).names)
-        files, difference = self._index.find(path, anywhere)
+        files, difference = self._index.find(path, self._index.are_unique if anywhere is None else anywhere)
         if len(files) == 1: return Found(files[0], how or difference)
-        if files: return Found(fault=f"several files fit: {shorten_list(files, 3)}")
+        if files: return Found(fault=f"several files fit: {shorten_list(map(printable_name, files), 3)}")
     return Found(fault=self._missing(name, is_url))
 
 # %% ../../nbs/14_data.file_names.ipynb #4d16db11
 _MAX_HINTS, _MAX_COMPARED = 20, 20_000
+_SEVERAL = re.compile(r'\.(?:jpe?g|png|webp|gif|tiff?|avif|heic)\b', re.I)
 
 @patch
 def _missing(self:PhotoFinder, name, is_url):
     "Why there is no file, with the nearest name. Comparing with all files is slow, so only the first absent ones get a hint."
     self.counts['missing'] += 1
+    if len(_SEVERAL.findall(name)) > 1: return "several file names in a cell: one row per photo is needed"
     if is_url: return "no such image: it is a link; download it into the image folder first"
-    if not inside_folder(name): return "file name leads out of the image folder"
+    # Whether the file exists does not matter to what is done, but to what is wrong.
+    if not inside_folder(name) and os.path.lexists(name): return "file name leads out of the image folder"
     if self.counts['missing'] > _MAX_HINTS or len(self._index.names) > _MAX_COMPARED: return "no such image"
     last = {file.rpartition('/')[2]: file for file in self._index.names}
     hint = closest(posixpath.basename(name.replace('\\', '/')), last, .75)
-    return f"no such image: the nearest name is {last[hint]}" if hint else "no such image"
+    return f"no such image: the nearest name is {printable_name(last[hint])}" if hint else "no such image"
 
 @patch
 def notes(self:PhotoFinder) -> list:
@@ -152,5 +165,5 @@ def notes(self:PhotoFinder) -> list:
         if how == 'missing': continue
         written, file = self.examples[how]
         what = f"{n} file names {SPELLINGS[how]}" if n > 1 else "a file name is written differently"
-        lines.append(f"{what}: {written} is {file}")
+        lines.append(f"{what}: {written} is {printable_name(file)}")
     return lines

@@ -10,6 +10,7 @@ __all__ = ['PLACEHOLDERS', 'visible_text', 'as_label', 'sort_labels', 'read_name
 import ast
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,7 +58,8 @@ def read_names(
     for attribute, labels in names.items():
         if not isinstance(labels, dict):
             raise InputError(f'{path}: {attribute!r} should map labels to names, as in {{"neck": {{"0": "henley"}}}}')
-    return {attribute: {as_label(label): str(name) for label, name in labels.items()} for attribute, labels in names.items()}
+    def named(labels): return {as_label(label): str(name) for label, name in labels.items() if name not in (None, '')}
+    return {attribute: named(labels) for attribute, labels in names.items()}
 
 def label_name(
     names:dict, # attribute -> label -> name
@@ -93,10 +95,10 @@ def match_label(
         if found: return None
 
 # %% ../../nbs/12_data.labels.ipynb #3c9f0f96
-PLACEHOLDERS = set("""none|unknown|not known|unbekannt|inconnu|desconocido|sconosciuto|n.a|n.a.|n. a.|k.a.|k. a.|keine angabe|s/d|n/d|n.d.|
-not available|not applicable|not specified|non spécifié|sin especificar|not given|not set|not provided|unspecified|undefined|missing|blank|
-empty|nil|tbd|tba|to be defined|to do|todo|xxx|#ref!|#value!|#name?|#div/0!|#null!|#num!|no data|no label|no info|no value"""
-                   .replace('\n', '').split('|'))
+PLACEHOLDERS = set("""none|unknown|not known|unbekannt|inconnu|inconnue|desconocido|sconosciuto|brak|нет данных|无|未知|n.a|n.a.|n. a.|
+n/c|n.v.|k.a.|k. a.|keine angabe|s/d|n/d|n.d.|not available|not applicable|not specified|non spécifié|sin especificar|not given|not set|
+not provided|not visible|not sure|unsure|don't know|can't tell|unspecified|undefined|missing|blank|empty|nil|tbd|tba|to be defined|
+to do|todo|xxx|#ref!|#value!|#name?|#div/0!|#null!|#num!|no data|no label|no info|no value""".replace('\n', '').split('|'))
 
 def is_placeholder(
     label:str, # As it was typed
@@ -109,7 +111,7 @@ def is_placeholder(
 class LabelFacts:
     "What was found in a column of labels."
     placeholders: Counter = field(default_factory=Counter) # Cell -> number of gaps it stands for
-    spellings: dict = field(default_factory=dict) # Spelling of true or false -> the one that is used
+    spellings: dict = field(default_factory=dict) # Cell that is another spelling, or a list of one -> the label that is used
     lists: Counter = field(default_factory=Counter) # Cells that hold several labels
     mixed: list = field(default_factory=list) # Labels that may be several, but are kept
 
@@ -120,26 +122,45 @@ class LabelFacts:
         return bool(self.lists) and as_label(cell) in self.lists
 
 def _list_of(cell):
-    "The parts of a cell that is a list in the notation of Python or JSON, else None."
-    if not (cell[:1] in '[({' and cell[-1:] in '])}'): return None
-    try: parts = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError): parts = re.findall(r"[^\[\](){},;|'\"\s][^\[\](){},;|'\"]*", cell)
-    return [str(part) for part in parts] if isinstance(parts, (list, tuple, set)) else None
+    "The parts of a cell that is a list or a dictionary in the notation of Python or JSON, else None."
+    if not (cell[:1] in '[{' and cell[-1:] in ']}' or cell[:1] == '(' and cell[-1:] == ')' and ',' in cell): return None
+    with warnings.catch_warnings():
+        # Of backslashes, for example.
+        warnings.simplefilter('ignore')
+        try: parts = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            parts = re.findall(r"[^\[\](){},;|'\"\s][^\[\](){},;|'\"]*", cell)
+    return [str(part) for part in parts] if isinstance(parts, (list, tuple, set, dict)) else None
 
 def _parts(label, separators): return [part for part in map(str.strip, re.split(separators, label)) if part]
 
 # %% ../../nbs/12_data.labels.ipynb #46e986bb
+_SEPARATORS, _MAYBE_SEPARATORS = r'[|;,、،\t]', r'[/+&]|\b(?:and|und|et|y)\b'
+
 def _find_lists(labels):
     "Of the distinct `labels`: those that hold several, with their parts; and those that may."
-    labels, lists, mixed = set(labels), {}, []
-    def known(parts, others): return sum(part in others for part in parts) > len(parts)/2
-    in_lists = Counter(part for label in labels for part in set(_parts(label, r'[|;,]')) if len(_parts(label, r'[|;,]')) > 1)
-    often = labels | {part for part, n in in_lists.items() if n > 2}
-    for label in labels:
-        if (parts := _list_of(label)) is not None or len(parts := _parts(label, r'[|;,]')) > 1 and known(parts, often - {label}):
-            lists[label] = parts
-        elif len(parts := _parts(label, r'[/+&]|\band\b')) > 1 and known(parts, labels - {label}): mixed.append(label)
+    lists = {label: parts for label in labels if (parts := _list_of(label)) is not None}
+    composed = {label: parts for label in labels - lists.keys() if len(parts := _parts(label, _SEPARATORS)) > 1}
+    repeated = {part for part, n in Counter(part for parts in composed.values() for part in set(parts)).items() if n > 2}
+    known = (labels - composed.keys() - lists.keys()) | repeated
+    def is_list(label, parts):
+        n = sum(part in known for part in parts)
+        # Bars and semicolons are hardly ever part of a label.
+        return n > len(parts)/2 or n > 0 and re.search('[|;]', label) is not None
+    found = {label: parts for label, parts in composed.items() if is_list(label, parts)}
+    # One rule for a column.
+    lists.update(composed if len(found) >= len(composed)/2 else {})
+    mixed = {label for label in composed if label in found or re.search('[|;]', label)} - lists.keys()
+    for label in labels - lists.keys() - composed.keys():
+        parts = _parts(label, _MAYBE_SEPARATORS)
+        if len(parts) > 1 and any(part in known for part in parts): mixed.add(label)
     return lists, sorted(mixed)
+
+def _is_single(label, parts): return len(set(parts)) == 1 and (len(parts) == 1 or label[0] not in '[(') and label[0] != '{'
+
+def _single(part):
+    label = as_label(part)
+    return None if label is None or is_placeholder(label) else label
 
 def _true_false(labels):
     "Spelling of true or false -> the most frequent one; `labels` are counted."
@@ -159,10 +180,10 @@ def clean_labels(
     free = Counter({label: n for label, n in counts.items() if label not in mapping})
     facts.placeholders = Counter({label: n for label, n in free.items() if is_placeholder(label)})
     lists, facts.mixed = _find_lists(free.keys() - facts.placeholders.keys())
-    single = {label: as_label(parts[0]) if parts else None for label, parts in lists.items() if len(set(parts)) < 2}
+    single = {label: _single(parts[0]) for label, parts in lists.items() if _is_single(label, parts)}
     facts.lists = Counter({label: counts[label] for label in lists if label not in single})
-    facts.spellings = _true_false(free)
-    used = {**dict.fromkeys([*facts.placeholders, *facts.lists]), **facts.spellings, **single, **mapping}
+    facts.spellings = {**_true_false(free), **single}
+    used = {**dict.fromkeys([*facts.placeholders, *facts.lists]), **facts.spellings, **mapping}
     return pd.Series([used.get(label, label) for label in labels], index=cells.index, dtype=object), facts
 
 # %% ../../nbs/12_data.labels.ipynb #660740d3
@@ -209,7 +230,11 @@ def read_labels_map(
     table, found = CsvFile(path, has_filenames=False), {}
     absent = [name for name in _MAP_COLUMNS[:3] if name not in table.columns]
     if absent: raise InputError(f"{path}: no column {absent[0]!r}; a map of labels has the columns attribute, label, use")
-    for line, attribute, label, use in table.read()[_MAP_COLUMNS[:3]].itertuples(name=None):
+    rows = table.read(required=False)
+    # In a map every line counts.
+    if table.dropped: raise InputError(f"{path}: line {table.dropped[0][0]}: {table.dropped[0][2]}")
+    if table.unsure: raise InputError(f"{path}: line {table.unsure[0]}: a quote in a wrong place, or too few cells")
+    for line, attribute, label, use in rows[_MAP_COLUMNS[:3]].itertuples(name=None):
         labels, label, use = found.setdefault(attribute, {}), as_label(label), as_label(use)
         if label is None: raise InputError(f"{path}: line {line}: no label; it should be the label that is replaced")
         if labels.setdefault(label, use) != use: raise InputError(f"{path}: line {line}: {attribute} {label!r} is mapped twice")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, counted
-from .labels import as_label
+from .labels import as_label, is_placeholder
 from .near_duplicates import MAX_PHOTOS_COMPARED, duplicate_groups, photo_facts
 from .table import Table
 
@@ -190,10 +190,16 @@ def products_of(
     group_column:str=None, # Column that holds the product of a photo
     group_pattern:str=None, # Regular expression on the file name whose first group is the product
 ) -> pd.Series:
-    "The product of every row, from the column or else from the file name; a row without a product is one of its own."
+    """The product of every row, from the column or else from the file name.
+
+    Where the column has a gap, another photo that the naming scheme puts beside it decides, or else the photo is a product of its own."""
     if not group_column: return products_from_filenames(rows.filename, group_pattern)
     products = rows[group_column].map(as_label)
-    return products.where(products.notna(), rows.filename)
+    products = products.mask(products.map(is_placeholder, na_action='ignore').fillna(False).astype(bool), None)
+    if products.notna().all(): return products
+    named = products_from_filenames(rows.filename)
+    return products.fillna(named.map(products.groupby(named).first())).fillna(rows.filename)
+
 
 # %% ../../nbs/21_data.products.ipynb #58b25fcb
 @dataclass
@@ -227,10 +233,13 @@ def _check_given(products, rows, setting, value):
 # %% ../../nbs/21_data.products.ipynb #9c196e66
 _MIN_PHOTOS = 1.2
 
-def _repeating_column(table, kind):
+# Columns that are meant to name products; others repeat for other reasons, too.
+_PRODUCT_COLUMN = re.compile(r'\b(sku|product|item|style|article|artikel|handle|ean|gtin|upc|asin|model)', re.I)
+
+def _repeating_column(table, kind, pattern=''):
     "Products by the column of this kind that repeats plausibly, with its name; of several, the one with the fewest products."
     found = []
-    for column in [c for c, of in getattr(table, 'kinds', {}).items() if of == kind and c in table.rows]:
+    for column in [c for c, of in table.kinds.items() if of == kind and c in table.rows and re.search(pattern, c.replace('_', ' '))]:
         values = table.rows[column].map(as_label)
         photos = values.value_counts()
         plausible = len(photos) > 1 and photos.mean() >= _MIN_PHOTOS and photos.max() <= _MAX_PHOTOS
@@ -241,8 +250,8 @@ def _repeating_column(table, kind):
 def _products_by_photos(table):
     "Near-duplicates as one product, all other photos as one each."
     names, n = table.rows.filename, len(table.rows)
-    doubt = ("no column and no naming scheme reveals which photos show the same product, so such photos may be on both sides of the split "
-             "and scores too good; name the product with --group_column or --group_pattern")
+    doubt = ("neither columns nor file names show which photos are of one product. If some are, scores will be too good: "
+             "name the product with --group_column or --group_pattern")
     if not 2 < n <= MAX_PHOTOS_COMPARED: return Products(names, '', f"every photo counts as a product of its own: {doubt}")
     facts = photo_facts(table)
     group = pd.Series(duplicate_groups(facts), index=names.index)
@@ -264,12 +273,15 @@ def find_products(
         setting, value = ('group_column', group_column) if group_column else ('group_pattern', group_pattern)
         products = products_of(table.rows, group_column, group_pattern)
         return Products(products, f"{setting} {value!r}", _check_given(products, table.rows, setting, value))
-    products, column = _repeating_column(table, 'identifier')
+    products, column = _repeating_column(table, 'identifier', _PRODUCT_COLUMN)
     if column: return Products(products, f"column {column!r}")
     products = recognise_products(table.rows.filename)
     if products is not None: return Products(products, _describe_names(table.rows.filename, products))
-    products, column = _repeating_column(table, 'title')
-    return Products(products, f"equal titles in column {column!r}") if column else _products_by_photos(table)
+    for kind in ('identifier', 'title'):
+        products, column = _repeating_column(table, kind)
+        doubt = f"if column {column!r} does not name products, name the one that does with --group_column"
+        if column: return Products(products, f"equal values in column {column!r}", doubt)
+    return _products_by_photos(table)
 
 def _describe_names(filenames, products):
     "The file names as evidence, with the first product of several photos as an example."

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, counted, nearest, shorten_list
 from .photo import photo_fault
-from .csv_file import CsvFile, CsvFormat, find_filename_column
+from .csv_dialect import CsvFormat
+from .csv_file import CsvFile, find_filename_column
 from .labels import clean_labels, label_name, look_alikes, read_labels_map, read_names, sort_labels
-from .columns import KINDS, check_form, column_kinds
-from .file_names import PhotoFinder
+from .columns import check_form, list_kinds, select_attributes
+from .file_names import Found, PhotoFinder
 from .deepfashion import photo_folder
 from .fashionpedia import public_data
 
@@ -60,20 +61,23 @@ class Table:
 # %% ../../nbs/17_data.table.ipynb #76dcea07
 def _merge_duplicates(rows, attributes):
     "One row per photo, and the merged rows as (line, filename, reason). The index of `rows` is the line in the file."
-    dropped, merged = [], {}
+    dropped, merged, kept = [], {}, {}
     repeated = rows[rows.filename.duplicated(keep=False)]
-    for filename, same in repeated.groupby('filename', sort=False):
-        for attribute in attributes:
-            labels = list(dict.fromkeys(same[attribute].dropna()))
-            merged[same.index[0], attribute] = labels[0] if len(labels) == 1 else None
-        # Dictionaries, because a row taken from the data frame would turn None into NaN.
-        (_, kept), *others = same[attributes].fillna(MISSING).to_dict('index').items()
-        for line, other in others:
-            differing = [f"{a} {kept[a]} or {other[a]}" for a in attributes if kept[a] != other[a]]
+    for line, filename, *labels in repeated[['filename', *attributes]].astype(object).itertuples(name=None):
+        labels = [None if pd.isna(label) else label for label in labels]
+        if filename not in kept: kept[filename], merged[filename] = (line, labels), [{label} - {None} for label in labels]
+        else:
+            differing = [f"{a} {MISSING if b is None else b} or {MISSING if c is None else c}"
+                         for a, b, c in zip(attributes, kept[filename][1], labels) if b != c]
             dropped.append((line, filename, "conflicting duplicate: " + ", ".join(differing) if differing else "exact duplicate"))
+            for found, label in zip(merged[filename], labels): found |= {label} - {None}
     rows = rows.drop_duplicates('filename').copy()
-    for (line, attribute), label in merged.items(): rows.at[line, attribute] = label
+    lines = [line for line, _ in kept.values()]
+    for i, attribute in enumerate(attributes if lines else ()):
+        labels = [next(iter(found[i])) if len(found[i]) == 1 else None for found in merged.values()]
+        rows.loc[lines, attribute] = pd.Series(labels, index=lines, dtype=object)
     return rows, dropped
+
 
 # %% ../../nbs/17_data.table.ipynb #3c074413
 class Cleaned(NamedTuple):
@@ -87,10 +91,20 @@ class Cleaned(NamedTuple):
 def _find_photos(rows, img_dir):
     "The rows with the names of files, the rows without one as (line, filename, reason), and notes."
     finder = PhotoFinder(img_dir)
-    found = [finder.find(name) for name in rows.filename]
+    found = _without_clashes(rows.filename, [finder.find(name) for name in rows.filename])
     dropped = [(line, name, o.fault) for line, name, o in zip(rows.index, rows.filename, found) if o.fault]
     rows = rows.assign(filename=[o.name for o in found])
     return rows[np.array([o.name is not None for o in found], dtype=bool)], dropped, finder.notes()
+
+def _without_clashes(names, found):
+    "`found`, without files that names from several folders were taken for: at least one of these is another photo."
+    sources = {}
+    for name, o in zip(names, found):
+        if o.how in ('elsewhere', 'absolute'): sources.setdefault(o.name, set()).add(name.replace('\\', '/').lower().rpartition('/')[0])
+    clashes = {file for file, folders in sources.items() if len(folders) > 1}
+    def checked(o): return Found(fault=f"names from several folders fit {o.name}") if o.name in clashes and o.how in ('elsewhere',
+                                                                                                                      'absolute') else o
+    return list(map(checked, found)) if clashes else found
 
 def _without_faults(rows, img_dir):
     "The rows whose photo can be read, and the others as (line, filename, reason)."
@@ -109,8 +123,8 @@ def _label_notes(attribute, facts):
         yield (f"{attribute}: {quoted(facts.placeholders)} {'is' if len(facts.placeholders) == 1 else 'are'} treated as missing "
                f"({counted(n, 'label')}); labels_map can keep a label")
     if facts.spellings:
-        verb = 'is' if len(facts.spellings) == 1 else 'are'
-        yield f"{attribute}: {quoted(facts.spellings)} {verb} read as {quoted(set(facts.spellings.values()))}"
+        pairs = shorten_list([f"{cell!r} as {label!r}" for cell, label in facts.spellings.items()], 4)
+        yield f"{attribute}: read in one spelling: {pairs}"
     if n := facts.lists.total():
         yield (f"{attribute}: {n} {'cell holds' if n == 1 else 'cells hold'} several labels and {'is' if n == 1 else 'are'} left out "
                f"({quoted(facts.lists)}): an attribute has one label per photo; make a column per label, or choose one label in labels_map")
@@ -137,40 +151,6 @@ def clean_rows(
     refused = pd.DataFrame(refused, columns=['line', 'filename', 'attribute', 'label', 'reason'])
     return Cleaned(rows.reset_index(drop=True), dropped, refused, notes, dict(zip(rows.filename, rows.index)))
 
-# %% ../../nbs/17_data.table.ipynb #ef1cb7e7
-_RESERVED = dict(mean="it is the name of the mean over all attributes; rename it",
-                 is_valid="it marks the validation photos; give it as valid_column",
-                 fold="it is the number of a part in cross-validation; rename it", filename="it names the photos")
-
-def _given_attributes(columns, attributes, other_columns, source):
-    "Check columns that were named."
-    for column in [*attributes, *other_columns]:
-        if column not in columns: raise InputError(f"{source}: no column {column!r}; found {shorten_list(columns, 20)}" + nearest(column,
-                                                                                                                                  columns))
-    reserved = [a for a in attributes if a in _RESERVED]
-    if reserved: raise InputError(f"{source}: column {reserved[0]!r} cannot be an attribute: {_RESERVED[reserved[0]]}")
-    named = [a for a in attributes if a in other_columns]
-    if named: raise InputError(f"{source}: column {named[0]!r} is named as an attribute and by another setting; leave it out of one")
-    for a in attributes:
-        derived = [b for b in attributes if b.startswith(f'{a}=') or b in (f'{a}_predicted', f'{a}_confidence', f'{a}_suggested')]
-        if derived: raise InputError(f"{source}: column {derived[0]!r} looks like a prediction of {a!r}; rename it, or leave it out")
-    return list(dict.fromkeys(attributes))
-
-def _select_attributes(rows, attributes, other_columns, source, labelled=()):
-    "The columns that hold labels, which is known of those that are `labelled`, and the kinds of the others."
-    given = _given_attributes(rows.columns, attributes or [], other_columns, source)
-    others = [column for column in rows.columns if column not in ('filename', *other_columns, *given)]
-    kinds = {column: kind for column, kind in column_kinds(rows, others).items() if column not in labelled or column in _RESERVED}
-    if given: return given, kinds
-    found = [column for column in others if column not in kinds]
-    if not found: raise InputError(f"{source}: no attribute; expected at least one column of labels beside 'filename'{_listed(kinds)}")
-    return found, kinds
-
-def _listed(kinds, start="; found "):
-    "The columns that are no attributes, nameless empty ones aside."
-    shown = [f"{column[:40]} ({KINDS[kind]})" for column, kind in kinds.items() if not (kind == 'empty' and column.startswith('unnamed '))]
-    return f"{start}{shorten_list(shown, 20)}" if shown else ""
-
 # %% ../../nbs/17_data.table.ipynb #9010613d
 def _check_names(names, rows, attributes):
     "Raise `InputError` if `names` has an attribute that the table lacks; note names that no label has."
@@ -191,17 +171,16 @@ def _check_map(labels_map, rows, attributes, source):
     for attribute in labels_map:
         if attribute not in rows: raise InputError(f"labels_map: no column {attribute!r} in {source}" + nearest(attribute, attributes))
 
-def _check_labels(table, is_given, source):
-    "Leave out attributes without a label, note those with a single class. Raise `InputError` if one that was named has no label."
+def _check_labels(table, raw, is_given, source):
+    "Leave out attributes without a label, and note those with a single class. Raise `InputError` if one that was named has no label."
     for attribute in list(table.attributes):
         labels = table.rows[attribute].dropna()
-        if labels.nunique() == 1:
-            table.notes.append(f"{attribute}: the only label is {labels.iloc[0]!r}, so there is nothing to learn")
+        if labels.nunique() == 1: table.notes.append(f"{attribute}: the only label is {labels.iloc[0]!r}, so there is nothing to learn")
         elif labels.empty and is_given: raise InputError(f"{source}: column {attribute!r} has no label at all; leave the column out")
         elif labels.empty:
             table.attributes.remove(attribute)
-            table.kinds[attribute] = 'empty'
-    if not table.attributes: raise InputError(f"{source}: no attribute has a label{_listed(table.kinds)}")
+            table.kinds[attribute] = 'conflict' if clean_labels(raw[attribute])[0].notna().any() else 'empty'
+    if not table.attributes: raise InputError(f"{source}: no attribute has a label{list_kinds(table.kinds)}")
 
 def _look_alike_notes(table):
     found = look_alikes(table.rows, table.attributes)
@@ -224,17 +203,17 @@ def build_table(
     cleaned = clean_rows(rows, attributes, img_dir, labels_map)
     if cleaned.rows.empty:
         line, name, reason = cleaned.dropped.iloc[0]
-        raise InputError(f"{source}: none of its {counted(len(cleaned.dropped), 'row')} can be used; the first: {name[:200]}: {reason}")
+        raise InputError(f"{source}: none of its {len(cleaned.dropped)} rows can be used; the first: {name[:200]}: {reason}")
     table = Table(cleaned.rows, attributes, Path(img_dir), names, cleaned.dropped, {}, kinds, *cleaned[2:])
-    _check_labels(table, is_given, source)
+    _check_labels(table, rows, is_given, source)
     table.notes += _look_alike_notes(table)
     return table
 
 # %% ../../nbs/17_data.table.ipynb #863425bd
 def _frame_rows(frame, column):
-    "A data frame with text in the column `filename`, and empty cells where something is missing, as `CsvFile.read` returns it."
-    frame = frame.reset_index(drop=True).rename(columns=str)
+    "A data frame as `_read_rows` returns a file: text in the column `filename`, and empty cells where something is missing."
     if frame.empty: raise InputError("the data frame has no rows")
+    frame = frame.reset_index(drop=True).rename(columns=lambda name: str(name).strip())
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated): raise InputError(f"the data frame: column {repeated[0]!r} occurs twice; rename one")
     rows = frame.astype(object).map(lambda o: str(o) if isinstance(o, (list, tuple, set, dict)) or hasattr(o, 'shape') else o)
@@ -242,12 +221,13 @@ def _frame_rows(frame, column):
     column = column or find_filename_column(list(rows), [[str(cell) for cell in rows[name][:200] if cell != ''] for name in rows])
     if column not in rows:
         raise InputError(f"the data frame: no column {'filename' if column is None else column!r}; found {shorten_list(rows)}")
-    rows = rows.rename(columns={column: 'filename'})
-    return rows.assign(filename=rows.filename.astype(str).str.strip())
+    notes = [] if column == 'filename' else [f"the data frame: the file names are taken from the column {column!r}"]
+    if notes: rows = rows.rename(columns={'filename': 'filename 2', column: 'filename'})
+    return rows.assign(filename=rows.filename.astype(str).str.strip()), [], notes
 
 def _read_rows(csv_path, csv_format):
     "The rows of a file or data frame, the lines that cannot be read, and notes."
-    if isinstance(csv_path, pd.DataFrame): return _frame_rows(csv_path, csv_format and csv_format.filename_column), [], []
+    if isinstance(csv_path, pd.DataFrame): return _frame_rows(csv_path, csv_format and csv_format.filename_column)
     file = CsvFile(csv_path, csv_format)
     rows = file.read()
     return rows, file.dropped, file.notes
@@ -272,10 +252,10 @@ def read_table(
     source = 'the data frame' if isinstance(csv_path, pd.DataFrame) else csv_path
     check_form(rows, source)
     names = read_names(names) if names else {}
-    found, kinds = _select_attributes(rows, attributes, list(filter(None, other_columns)), source, {*names, *labels_map})
+    found, kinds = select_attributes(rows, attributes, list(filter(None, other_columns)), source, {*names, *labels_map})
     _check_map(labels_map, rows, found, source)
     table = build_table(rows, (found, bool(attributes), kinds), img_dir, names, source, labels_map)
-    listed = "" if attributes else _listed(kinds, "columns that are not attributes: ")
+    listed = "" if attributes else list_kinds(table.kinds, "columns that are not attributes: ")
     if listed: notes.append(f"{listed}; attributes overrules this")
     table.notes[:0] = [*notes, *_check_names(names, table.rows, table.attributes)]
     return _announced(_with_unread(table, unread))
@@ -292,8 +272,8 @@ def _dropped_notes(dropped):
     for reason, rows in dropped.groupby(dropped.reason.str.split(':').str[0], sort=False):
         first = rows.iloc[0]
         detail = f" ({first.reason.partition(': ')[2]})" if ': ' in first.reason else ""
-        yield (f"{counted(len(rows), 'row')} left out or merged, {reason}: "
-               f"line {shorten_list(rows.line)}; the first is {first.filename[:100] or 'without a name'}{detail}")
+        yield ' '.join((f"{counted(len(rows), 'row')} left out or merged, {reason}: line {shorten_list(rows.line)}; "
+                        f"the first is {first.filename[:100] or 'without a name'}{detail}").split())
 
 def _announced(table):
     "`table`, after a warning for every note."

@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold
 
 from ..core import InputError, counted
 from ..settings import Settings
-from .csv_file import CsvFormat
+from .csv_dialect import CsvFormat
 from .labels import read_labels_map
 from .table import Table, read_table
 from .catch_all import mask_catch_all, resolve_catch_all
@@ -82,10 +82,10 @@ def _read_tables(settings):
     "The photos to learn from, and those of `valid_csv`, None without it."
     others = [settings.valid_column, settings.group_column, settings.title_column]
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
-    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names, others, settings.labels_map, csv_format)
-    if settings.corrections: table = correct_table(table, settings.corrections, new_classes=settings.new_classes)
-    if not settings.valid_csv: return table, None
     labels_map = read_labels_map(settings.labels_map) if settings.labels_map else {}
+    table = read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names, others, labels_map, csv_format)
+    if settings.corrections: table = correct_table(table, settings.corrections, None, labels_map, settings.new_classes)
+    if not settings.valid_csv: return table, None
     labels_map = {a: of_labels for a, of_labels in labels_map.items() if a in table.attributes}
     return table, read_table(settings.valid_csv, settings.img_dir, table.attributes, labels_map=labels_map, csv_format=csv_format)
 

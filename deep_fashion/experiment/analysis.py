@@ -14,7 +14,7 @@ import pandas as pd
 from ..core import InputError, counted, new_folder, safe_file_name, whole_file, write_csv, write_json
 from ..settings import AnalyzeSettings, takes_settings
 from ..run import Run
-from ..data.csv_file import CsvFormat
+from ..data.csv_dialect import CsvFormat
 from ..data.labels import look_alikes
 from ..data.table import Table, read_table
 from ..data.products import find_products
@@ -78,7 +78,9 @@ def predictions_of_run(
 def _are_the_same(run, paths):
     "Whether each photo is one of the run's by its content; true where the run does not keep that."
     try: seen = load_tagger(run.path).seen
-    except InputError: seen = None
+    except InputError as e:
+        warnings.warn(f"{e}; photos are compared by name only", stacklevel=3)
+        seen = None
     return [True]*len(paths) if seen is None else seen.has_photos(paths, others=True)
 
 def _notes_on_matches(n, n_named, table, source):

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, new_file, whole_file, write_csv
 from ..settings import TagSettings, takes_settings
-from ..data.csv_file import CsvFormat
+from ..data.csv_dialect import CsvFormat
 from ..data.split import products_of
 from ..data.vocab import AttributeVocab
 from ..data.loaders import Photo
@@ -36,6 +36,8 @@ from .tagger import PhotoList, load_tagger, name_fault, predict_files, printable
 from .evidence import average_batches, combine_titles
 
 # %% ../../nbs/82_predict.tags.ipynb #597607e3
+_LISTED = 'name in the list' # column of rows; `filename` is the file
+
 class Predictions:
     "Batches of rows of readable photos and their probabilities (photos, sum of sizes); `errors` lists the other photos."
     def __init__(self,
@@ -50,7 +52,7 @@ class Predictions:
             for rows in self.photos:
                 rows, files = self._usable(rows)
                 for indices, probabilities, faults in self._predict(files):
-                    for i, reason in faults.items(): self.errors.append((rows.filename[i], reason))
+                    for i, reason in faults.items(): self.errors.append((rows[_LISTED][i], reason))
                     if indices: yield rows.iloc[indices], probabilities
                     bar.update(len(indices) + len(faults))
 
@@ -60,7 +62,9 @@ class Predictions:
         faults = [o.fault or name_fault(o.name) for o in found]
         self.errors += [(printable_name(name), fault) for name, fault in zip(rows.filename, faults) if fault]
         files = [o.name for o, fault in zip(found, faults) if fault is None]
-        return rows[[fault is None for fault in faults]].reset_index(drop=True), files
+        rows = rows[[fault is None for fault in faults]].reset_index(drop=True)
+        # Products and titles come from the name of the file, however the list writes it.
+        return rows.assign(**{_LISTED: rows.filename, 'filename': files}), files
 
     def _predict(self, names):
         settings = self.settings
@@ -205,7 +209,7 @@ def tag(
     columns = ['filename', *vocab.attributes, *(f'{a}_confidence' for a in vocab.attributes)]
     with _csv_writer(out_csv, columns) as writer, closing(ReviewList(vocab.attributes)) as review:
         for rows, probabilities in _combined_batches(predictions, learn, settings):
-            decisions = decide(rows.filename, probabilities, vocab, thresholds.threshold)
+            decisions = decide(rows[_LISTED], probabilities, vocab, thresholds.threshold)
             writer.writerows(decisions.rows())
             review.add(decisions)
             tagged += (~decisions.is_open).sum(0)
