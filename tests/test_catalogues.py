@@ -262,3 +262,101 @@ def test_corrections_find_photos_in_sub_folders(photos, catalogue, tmp_path):
     changed = corrected.rows.filename[corrected.rows.neck != table.rows.neck]
     assert list(changed) == ["tops/shirt-00000-1.jpg", "knit/shirt-00000-2.jpg"]
     assert "several files fit" in corrected.dropped.reason.iloc[-1]
+
+
+@pytest.mark.parametrize("opened, closed", [
+    (1, None), (1, 20), (5, 20), (30, None)], ids=["first row", "first row, closed later", "closed later", "last row"])
+@pytest.mark.parametrize("end", ["", ","], ids=["full width", "surplus comma"])
+def test_a_stray_quote_costs_no_row(photos, catalogue, tmp_path, opened, closed, end):
+    lines = [line + end for line in catalogue.assign(title="tee").to_csv(index=False).splitlines()]
+    lines[0] = lines[0].removesuffix(",")
+    lines[opened] = lines[opened].replace(",tee", ',"15 inch')
+    if closed: lines[closed] = lines[closed].replace(",tee", ',"tee"')
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    found = read_table(tmp_path / "mine.csv", photos, other_columns=["title"])
+    assert found.rows[["filename", "neck", "pattern"]].to_numpy().tolist() == catalogue.to_numpy().tolist()
+    noted(found, "quote", f"line {opened + 1}")
+
+
+def test_text_of_several_lines_is_believed(photos, catalogue, tmp_path):
+    csv = written(tmp_path, catalogue.assign(description='Sizes:\n38, 40, 42, 44\n"Wash" cold'))
+    found = read_table(csv, photos)
+    assert len(found.rows) == 30 and found.dropped.empty and not any("quote" in note for note in found.notes)
+
+
+def test_lines_with_too_few_cells_are_named(photos, catalogue, tmp_path):
+    lines = catalogue.assign(title="tee").to_csv(index=False).splitlines()
+    lines[2] = lines[2].replace(",solid", " solid")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    noted(read_table(tmp_path / "mine.csv", photos), "1 line has fewer cells", "(3)")
+
+
+@pytest.mark.parametrize("word, encoding", [("круглый", "cp1251"), ("圆领", "gb18030"), ("丸首", "shift_jis"), ("라운드", "euc_kr")])
+def test_other_scripts_have_to_be_named(photos, catalogue, tmp_path, word, encoding):
+    csv = written(tmp_path, catalogue.replace("round", word), encoding)
+    with pytest.raises(InputError, match="name its encoding"): read_table(csv, photos)
+    assert word in set(read_table(csv, photos, csv_format=CsvFormat(encoding=encoding)).rows.neck)
+
+
+def test_names_with_dots_folders_of_the_same_name_and_other_folders(samples, tmp_path):
+    folder, photo = tmp_path / "images", samples.images / "shirt-00001-1.jpg"
+    names = ["polo.jpg", "polo.front.jpg", "1001.jpg", "1001/inside.jpg", "b/front.jpg", "c/front.jpg", "two  blanks.jpg"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, folder / name)
+    cells = ["polo", "polo.front", "1001", "data/images/1001/inside", "\u200bb\u2044".replace("\u2044", "/") + "front", "two blanks.jpg"]
+    rows = pd.DataFrame(dict(filename=cells, neck=list("ababab")))
+    found = read_table(written(tmp_path, rows), folder)
+    assert list(found.rows.filename) == ["polo.jpg", "polo.front.jpg", "1001.jpg", "1001/inside.jpg", "b/front.jpg", "two  blanks.jpg"]
+    wrong = pd.DataFrame(dict(filename=["https://x.example/d/front.jpg", "C:\\d\\front.jpg", "polo.jpg|1001.jpg", "polo"],
+                              neck=list("abab")))
+    assert list(read_table(written(tmp_path, wrong), folder).rows.filename) == ["polo.jpg"]
+
+
+def test_two_folders_that_are_not_there(photos, catalogue, tmp_path):
+    rows = catalogue.assign(filename="a/" + catalogue.filename)
+    assert len(read_table(written(tmp_path, rows), photos).rows) == 30
+    rows = pd.concat([rows, catalogue.head(2).assign(filename="b/" + catalogue.filename[:2])])
+    found = read_table(written(tmp_path, rows), photos)
+    assert len(found.rows) == 28 and set(found.dropped.reason.str[:22]) == {"names from several fol"}
+
+
+def test_columns_with_one_value_do_not_dilute_the_mean(photos, catalogue, tmp_path):
+    rows = catalogue.assign(vendor="ours", price_eur=[9.5, 8.5] * 15, launch=["01.03.2023", "01.04.2023"] * 15)
+    found = read_table(written(tmp_path, rows), photos)
+    assert found.attributes == ["neck", "pattern"] and found.kinds == {"vendor": "constant", "price_eur": "number", "launch": "date"}
+    assert read_table(written(tmp_path, rows[["filename", "vendor"]]), photos).attributes == ["vendor"]
+
+
+def test_a_named_file_column_beside_filename(photos, catalogue, tmp_path):
+    rows = catalogue.rename(columns={"filename": "picture"}).assign(filename="Polo shirt")
+    for source in (written(tmp_path, rows), rows):
+        assert len(read_table(source, photos, ["neck"], csv_format=CsvFormat("picture")).rows) == 30
+
+
+def test_a_map_of_labels_is_used_as_a_whole_or_refused(photos, catalogue, tmp_path):
+    path = tmp_path / "map.csv"
+    for text, words in [("neck,polo, crew,crew\n", "line 2: too many cells"), ("neck,polo\n", "line 2"),
+                        ('neck,"polo,crew\nneck,hood,v\n', "line 2")]:
+        path.write_text("attribute,label,use\n" + text)
+        with pytest.raises(InputError, match=words): read_table(written(tmp_path, catalogue), photos, labels_map=path)
+    path.write_text("attribute,label,use\n")
+    assert len(read_table(written(tmp_path, catalogue), photos, labels_map=path).rows) == 30
+
+
+def test_the_spelling_of_a_list_changes_no_tag(command, photos, catalogue, trained, tmp_path):
+    tags = []
+    for i, names in enumerate((catalogue.filename, catalogue.filename.str.upper(), "./" + catalogue.filename)):
+        names.to_csv(tmp_path / f"list{i}.csv", index=False)
+        words = "--model", trained, "--img_dir", photos, "--csv_path", tmp_path / f"list{i}.csv", "--out_csv", tmp_path / f"tags{i}.csv"
+        assert command("tag", *words, "--group_pattern", r"(shirt-\d+)").status == 0
+        tags.append(pd.read_csv(tmp_path / f"tags{i}.csv", dtype=str))
+        assert list(tags[-1].filename) == list(names)
+    assert all(tags[0].drop(columns="filename").equals(other.drop(columns="filename")) for other in tags[1:])
+
+
+def test_no_photo_of_the_table_is_there(refused, photos, catalogue, tmp_path):
+    csv = written(tmp_path, catalogue.assign(filename="else-" + catalogue.filename))
+    for command in (["analyze", "--out", tmp_path / "out"], ["train", "--run_name", "a", "--runs_dir", tmp_path / "runs", *QUICK]):
+        refused(*command, "--csv_path", csv, "--img_dir", photos, says=["none of its 30 rows", "else-shirt", "nearest name"])
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs/a").exists()

@@ -68,10 +68,11 @@ class _Records:
             yield number, cells
 
     def _is_stray(self, taken, cells):
-        # A quote in the middle of a cell, an inch mark for example, does no harm.
-        if len(taken) == 1 and not len(cells) < self.n_columns == len(_split(taken[0], self.delimiter)): return False
         try: list(csv_reader(taken, self.delimiter, strict=True))
-        except csv.Error: return True
+        except csv.Error as e:
+            # A quote in the middle of a cell, an inch mark for example, does no harm.
+            is_harmless = len(taken) == 1 and 'end of data' not in str(e)
+            return not is_harmless or len(cells) < self.n_columns == len(_split(taken[0], self.delimiter))
         return any(self._is_row(line, len(cells) != self.n_columns) for line in taken[1:])
 
     def _is_row(self, line, by_shape):
