@@ -290,13 +290,13 @@ class AnalyzeSettings(CommandSettings):
     attributes: Words|None = _ATTRIBUTES
     run: Path|None = option(None, "folder of a run on this table, runs/NAME: labels that contradict its predictions are listed",
                             metavar='DIR')
-    labels_map: Path|None = _LABELS_MAP
     title_column: str|None = _TITLES
     group_column: str|None = _PRODUCTS
     group_pattern: str|None = _PATTERN
     filename_column: str|None = _FILENAME_COLUMN
     delimiter: str|None = _DELIMITER
     encoding: str|None = _ENCODING
+    labels_map: Path|None = _LABELS_MAP
 
 _LIST = option(None, "table with a column of file names that lists the photos (default: every photo in the folder)", metavar='CSV')
 _USE_TITLES = option(False, "combine the evidence of the picture with that of the title (default: pictures alone)", 'data')
@@ -330,12 +330,12 @@ class EvaluateSettings(CommandSettings):
     model: Path = _MODEL
     csv_path: Path = _CSV_PATH
     img_dir: Path = _IMG_DIR
-    labels_map: Path|None = _LABELS_MAP
     out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", metavar='JSON')
     use_titles: bool = _USE_TITLES
     title_column: str|None = _TITLES
     group_column: str|None = _AVERAGED
     group_pattern: str|None = _AVERAGED_BY
+    labels_map: Path|None = _LABELS_MAP
     filename_column: str|None = _FILENAME_COLUMN
     delimiter: str|None = _DELIMITER
     encoding: str|None = _ENCODING

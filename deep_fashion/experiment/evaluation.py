@@ -43,11 +43,10 @@ def predict_table(
     total = -(-len(paths)//settings.batch_size)
     probabilities = torch.cat([found for _, found, _ in tqdm(batches, total=total, desc='scoring', unit=' batches', leave=False)])
     if settings.group_column or settings.group_pattern:
-        probabilities = average_products(probabilities, _products(table, settings), learn.vocab)
+        products = find_products(table, settings.group_column, settings.group_pattern).of_row
+        probabilities = average_products(probabilities, products, learn.vocab)
     if not settings.use_titles: return probabilities
     return combine_titles(probabilities, table.rows[settings.title_column or 'filename'], learn.title_words, learn.vocab)
-
-def _products(table, settings): return find_products(table, settings.group_column, settings.group_pattern).of_row
 
 # %% ../../nbs/89_experiment.evaluation.ipynb #6c8a7717
 def read_labelled(
@@ -172,7 +171,8 @@ def evaluate(
     learn = load_tagger(settings.model)
     if settings.use_titles: check_titles(learn, settings.model)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
-    products = _products(table, settings)
+    recognised = find_products(table, settings.group_column, settings.group_pattern)
+    products = recognised.of_row
     seen = seen_in_training(learn, table, products)
     notes = [*_notes_on_seen(seen, products), *_notes_on_unknown(unknown, learn.vocab, settings.csv_path)]
     for note in notes: warnings.warn(note, stacklevel=3)
@@ -180,7 +180,7 @@ def evaluate(
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
-        _write_page(page, learn, table, scored, settings, notes)
+        _write_page(page, learn, table, scored, settings, notes, recognised)
         write_json(out, dict(model=str(settings.model), csv_path=str(settings.csv_path), rows_dropped=len(table.dropped),
                              seen_in_training=seen, unknown_labels=_as_records(unknown),
                              **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab)))
@@ -193,10 +193,10 @@ def _notes_on_unknown(unknown, vocab, source):
 
 def _as_records(unknown): return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in unknown.to_dict('records')]
 
-def _write_page(page, learn, table, scored, settings, notes):
+def _write_page(page, learn, table, scored, settings, notes, products):
     predictions = predictions_table(table.rows, scored.probabilities, learn.vocab)
-    findings = audit_table(table, _products(table, settings), predictions, settings.title_column,
-                           photos=len(table.rows) <= MAX_PHOTOS_AUDITED)
+    findings = audit_table(table, products.of_row, predictions, settings.title_column,
+                           photos=len(table.rows) <= MAX_PHOTOS_AUDITED, facts=products.facts)
     method = '. '.join([f"{settings.model} on the {counted(len(table.rows), 'photo')} of {settings.csv_path}", *notes])
     facts = {'Notes': dict(enumerate(notes, 1))} if notes else {}
     facts |= {'Evaluation': settings.model_dump(mode='json', exclude={'out'}), 'Versions': versions()}
