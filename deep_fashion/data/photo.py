@@ -170,7 +170,8 @@ def _decoded(source, small=False):
 
 def _reason(kind, error) -> str:
     "Why a file of this kind could not be decoded, given the exception that Pillow raised."
-    if isinstance(error, Image.DecompressionBombError): return f"it has more than {2*Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels"
+    # Pillow adds that this could be an attack.
+    if isinstance(error, Image.DecompressionBombError): return str(error).partition(', could be')[0]
     if not isinstance(error, Image.UnidentifiedImageError): return str(error).split('\n')[0] or type(error).__name__
     if is_photo_kind(kind): return f"it starts like {kind} but is damaged"
     return f"its content is {kind}, not a photo" if kind else "its content is no known image format"
