@@ -214,8 +214,9 @@ def run_demo(settings:DemoSettings) -> int:
 # %% ../nbs/98_cli.ipynb #1b8bca95
 COMMANDS = [
     Command('analyze', run_analyze, AnalyzeSettings, "audit a table before training",
-            "Read a table and its photos, and leave a page with everything found (audit.html): class shares, gaps, catch-all classes, "
-            "near-duplicates, unusable photos, labels that look wrong; the cleaned table, lists, plots and a summary.",
+            "Read a table and its photos, and leave a page with everything found (audit.html): how the table was read and what was left out, "
+            "labels that look alike, class shares, gaps, catch-all classes, near-duplicates, unusable photos, labels that look wrong; "
+            "the cleaned table, lists, plots and a summary.",
             ("analyze --csv_path attributes.csv --img_dir images",
              "analyze --csv_path attributes.csv --img_dir images --run runs/first --out again")),
     Command('train', run_train, Settings, "train a tagger",
@@ -231,8 +232,7 @@ COMMANDS = [
             "Tag one photo: its attributes with probabilities, a labelled picture, a row with the columns of the training table.",
             ("test --model runs/first --input photo.jpg", "test --model runs/first -i photo.jpg --out_image labelled.png --explain")),
     Command('tag', run_tag, TagSettings, "tag a whole folder or list",
-            "Tag every photo of a folder, or of the column 'filename' of a table. What cannot be read goes to <out>.errors.csv, "
-            "and the exit status is 1.",
+            "Tag every photo of a folder, or of a list. What cannot be read goes to <out>.errors.csv, and the exit status is 1.",
             ("tag --model runs/first --img_dir new --out_csv tags.csv",
              "tag --model runs/first --img_dir new --out_csv tags.csv --min_precision 0.95")),
     Command('app', run_app, AppSettings, "open a page in the browser to tag and correct photos",

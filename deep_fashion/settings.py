@@ -288,8 +288,7 @@ class AnalyzeSettings(CommandSettings):
     out: Path = option(Path('analysis'), "new folder for what is found", metavar='DIR')
     names: Path|None = _NAMES
     attributes: Words|None = _ATTRIBUTES
-    run: Path|None = option(None, "folder of a run on this table, runs/NAME: labels that contradict its predictions are listed",
-                            metavar='DIR')
+    run: Path|None = option(None, "folder of a run, runs/NAME: labels that contradict its predictions are listed", metavar='DIR')
     title_column: str|None = _TITLES
     group_column: str|None = _PRODUCTS
     group_pattern: str|None = _PATTERN
