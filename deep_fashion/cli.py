@@ -214,7 +214,7 @@ def run_demo(settings:DemoSettings) -> int:
 # %% ../nbs/98_cli.ipynb #1b8bca95
 COMMANDS = [
     Command('analyze', run_analyze, AnalyzeSettings, "audit a table before training",
-            "Read a table and its photos, and leave a page with everything found (audit.html): how the table was read and what was left out, "
+            "Read a table and its photos, and leave a page with everything found (audit.html): how the table was read, what was left out, "
             "labels that look alike, class shares, gaps, catch-all classes, near-duplicates, unusable photos, labels that look wrong; "
             "the cleaned table, lists, plots and a summary.",
             ("analyze --csv_path attributes.csv --img_dir images",
