@@ -98,13 +98,12 @@ def _find_photos(rows, img_dir):
 
 def _without_clashes(names, found):
     "`found`, without files that names from several folders were taken for: at least one of these is another photo."
-    sources = {}
-    for name, o in zip(names, found):
-        if o.how in ('elsewhere', 'absolute'): sources.setdefault(o.name, set()).add(name.replace('\\', '/').lower().rpartition('/')[0])
-    clashes = {file for file, folders in sources.items() if len(folders) > 1}
-    def checked(o): return Found(fault=f"names from several folders fit {o.name}") if o.name in clashes and o.how in ('elsewhere',
-                                                                                                                      'absolute') else o
-    return list(map(checked, found)) if clashes else found
+    is_loose = [o.how in ('elsewhere', 'absolute') for o in found]
+    folders = {}
+    for name, o, loose in zip(names, found, is_loose):
+        if loose: folders.setdefault(o.name, set()).add(name.replace('\\', '/').lower().rpartition('/')[0])
+    return [Found(fault=f"names from several folders fit {o.name}") if loose and len(folders[o.name]) > 1 else o
+            for o, loose in zip(found, is_loose)]
 
 def _without_faults(rows, img_dir):
     "The rows whose photo can be read, and the others as (line, filename, reason)."
