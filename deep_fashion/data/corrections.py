@@ -80,7 +80,8 @@ def _read_corrections(table, csv_path, csv_format, labels_map, new_classes):
     "The corrected labels with the file name as index, the rows left out, and notes."
     file = CsvFile(csv_path, csv_format)
     rows = file.read()
-    rows = rows.rename(columns={name: match_label(name, table.attributes) or name for name in rows if name != 'filename'})
+    meant = {name: match_label(name, table.attributes) for name in rows.columns.drop('filename')}
+    rows = rows.rename(columns={name: a for name, a in meant.items() if a and a not in rows and list(meant.values()).count(a) == 1})
     attributes = [a for a in table.attributes if a in rows]
     if not attributes:
         raise InputError(f"{csv_path}: has none of the attributes {shorten_list(table.attributes, 20)}; "

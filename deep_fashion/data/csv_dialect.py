@@ -94,13 +94,17 @@ def _western_encoding(stream, path):
                          "such as gb18030, shift_jis, cp1251 or cp1250, or save it as UTF-8")
     return 'cp1252', 'strict', f"{path}: is not UTF-8, read as cp1252; if letters look wrong, name its encoding (encoding)"
 
+# What western text has beside letters.
+_MARKS_IN_TEXT = set('‘’‚“”„–—…•·«»‹›€£¥¢®™©°º¼½¾²±×´¨§¡¿\xa0\xad')
+
 def _looks_western(stream):
-    "Whether letters beyond ASCII stand alone, as in western words, and all of them are known to cp1252."
-    text = stream.read(2**20)
+    "Whether letters beyond ASCII stand alone, as in western words, and everything else is usual in cp1252."
+    data = stream.read(2**20)
     stream.seek(0)
-    runs = re.findall(rb'[\x80-\xff]+', text)
+    runs = re.findall(rb'[\x80-\xff]+', data)
     in_long_runs = sum(len(run) for run in runs if len(run) > 2)
-    return in_long_runs < .5*sum(map(len, runs)) and _is_decodable(stream, 'cp1252')
+    if in_long_runs >= .5*sum(map(len, runs)) or not _is_decodable(stream, 'cp1252'): return False
+    return all(c.isalpha() or c in _MARKS_IN_TEXT for c in b''.join(runs).decode('cp1252'))
 
 
 # %% ../../nbs/07_data.csv_dialect.ipynb #0076aa9f

@@ -49,10 +49,12 @@ def _split(line, delimiter):
     return cells
 
 class _Records:
-    "Records of `lines`: line number and cells. `stray` collects lines with a quote in a wrong place, `long` records of several lines."
+    """Records of `lines`: line number and cells.
+
+    `stray` collects lines with an open quote, `odd` those with another wrong quote, `long` records of several lines."""
     def __init__(self, lines, delimiter, n_columns, file_column=0, shapes=()):
         self.lines, self.delimiter, self.n_columns, self.file_column = lines, delimiter, n_columns, file_column
-        self.shapes, self.stray, self.long = shapes, [], []
+        self.shapes, self.stray, self.odd, self.long = shapes, [], [], []
 
     def __iter__(self):
         lines = self.lines
@@ -70,10 +72,13 @@ class _Records:
     def _is_stray(self, taken, cells):
         try: list(csv_reader(taken, self.delimiter, strict=True))
         except csv.Error as e:
-            # A quote in the middle of a cell, an inch mark for example, does no harm.
-            is_harmless = len(taken) == 1 and 'end of data' not in str(e)
-            return not is_harmless or len(cells) < self.n_columns == len(_split(taken[0], self.delimiter))
-        return any(self._is_row(line, len(cells) != self.n_columns) for line in taken[1:])
+            # A quote within a cell of one line need not do harm.
+            is_torn = len(cells) < self.n_columns == len(_split(taken[0], self.delimiter))
+            if len(taken) > 1 or 'end of data' in str(e) or is_torn: return True
+            self.odd.append(self.lines.number)
+            return False
+        fits = len(without_empty_end(cells)) <= self.n_columns <= len(cells)
+        return any(self._is_row(line, not fits) for line in taken[1:])
 
     def _is_row(self, line, by_shape):
         "Whether a line is a record of its own, by the extension of its file name or, with less certainty, by the name's shape."
@@ -180,12 +185,26 @@ def _visible(name):
     return ' '.join(re.sub('[\u200b\u2060\ufeff\u00ad\u200e\u200f]', '', unicodedata.normalize('NFC', name)).split())
 
 @patch
+def _has_row_names(self:CsvFile, header, rows):
+    "Whether the first cell of the lines has no name in the header: photos are found where the header has them only if all cells move."
+    found = find_filename_column(header, [[row[i + 1] for row in rows] for i in range(len(header))])
+    if found is None: return False
+    i = header.index(found)
+    return _looks_like_photos([row[i + 1] for row in rows]) and not _looks_like_photos([row[i] for row in rows])
+
+@patch
 def _read_header(self:CsvFile, sample, filename_column, has_filenames):
     lines = _Lines(sample)
     header = next(csv_reader(lines, self.delimiter))
+    try: list(csv_reader(lines.taken, self.delimiter, strict=True))
+    except csv.Error as e:
+        raise InputError(f"{self.path}: line {self._skipped + 1}, the header, has a quote that is not closed, or in a wrong place") from e
     self._skipped += lines.number
     rows = [cells for line in sample[lines.number:] if any(cells := next(csv_reader([line], self.delimiter), []))]
-    if len(rows) > 2 and {len(without_empty_end(row)) for row in rows} == {len(header) + 1}:
+    widths = {len(without_empty_end(row)) for row in rows}
+    if widths == {1} and len(header) > 1 and any(mark in rows[0][0] for mark in DELIMITERS if mark != self.delimiter):
+        raise InputError(f"{self.path}: cells of the header and of the lines below are separated by different characters")
+    if len(rows) > 2 and widths == {len(header) + 1} and self._has_row_names(header, rows):
         self.notes.append(f"{self.path}: every line has one cell more than the header, so the first cell is taken for the name of the row")
         header = ['', *header]
     cells = [[row[i] for row in rows if i < len(row) <= len(header) and row[i].strip()] for i in range(len(header))]
@@ -236,14 +255,13 @@ def _rows(self:CsvFile):
         if len(cells) < len(header): short.append(number)
         if reason := _unusable(cells, header): self.dropped.append((number, cells[min(self._file_column, len(cells) - 1)], reason))
         else: yield number, cells + ['']*(len(header) - len(cells))
-    self.unsure = [*records.stray, *short]
+    self.unsure = [*records.stray, *records.odd, *short]
     self.notes += [note for note in self._notes_on_records(records, short) if note not in self.notes]
 
 @patch
 def _notes_on_records(self:CsvFile, records, short):
-    if records.stray:
-        yield (f"{self.path}: a quote is opened and not closed, or in a wrong place, in line {shorten_list(records.stray)}; "
-               "it is ignored")
+    if records.stray: yield f"{self.path}: a quote is opened and not closed in line {shorten_list(records.stray)}; the quote is ignored"
+    if records.odd: yield f"{self.path}: a quote in a wrong place in line {shorten_list(records.odd)}; compare what is read with the file"
     if records.long:
         yield f"{self.path}: {counted(len(records.long), 'record')} with line breaks in a cell, the first in line {records.long[0]}"
     if short:

@@ -43,6 +43,9 @@ SPELLINGS = dict(url="are links, of which the file name was used", absolute="are
 # Seen alike: nothing, hyphens, apostrophes.
 _ALIKE = str.maketrans({**dict.fromkeys('\u00ad\u200b\u200e\u200f\u2060\ufeff'), **dict.fromkeys('‐‑‒–—', '-'), '’': "'", '\u00a0': ' '})
 
+_NAME_END = r'\.(?:jpe?g|png|webp|gif|tiff?|avif|heic)\b'
+_SEVERAL = re.compile(rf'{_NAME_END}[^|;,]*[|;,].*{_NAME_END}', re.I | re.S)
+
 def _key(name): return ' '.join(unicodedata.normalize('NFC', name).casefold().translate(_ALIKE).split())
 
 def _stem(name):
@@ -92,6 +95,7 @@ class PhotoFinder:
         if not name: return Found(fault="no file name")
         is_url = re.match(r'[a-z][a-z0-9+.-]+://', name, re.I)
         if not is_url and inside_folder(name) and self._exists(name): return Found(posixpath.normpath(name))
+        if _SEVERAL.search(name): return Found(fault="several file names in a cell: one row per photo is needed")
         found = self._search(name, is_url)
         if found.how:
             self.counts[found.how] += 1
@@ -142,13 +146,11 @@ def _search(self:PhotoFinder, name, is_url):
 
 # %% ../../nbs/14_data.file_names.ipynb #4d16db11
 _MAX_HINTS, _MAX_COMPARED = 20, 20_000
-_SEVERAL = re.compile(r'\.(?:jpe?g|png|webp|gif|tiff?|avif|heic)\b', re.I)
 
 @patch
 def _missing(self:PhotoFinder, name, is_url):
     "Why there is no file, with the nearest name. Comparing with all files is slow, so only the first absent ones get a hint."
     self.counts['missing'] += 1
-    if len(_SEVERAL.findall(name)) > 1: return "several file names in a cell: one row per photo is needed"
     if is_url: return "no such image: it is a link; download it into the image folder first"
     # Whether the file exists does not matter to what is done, but to what is wrong.
     if not inside_folder(name) and os.path.lexists(name): return "file name leads out of the image folder"

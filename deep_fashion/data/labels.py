@@ -98,14 +98,17 @@ def match_label(
 PLACEHOLDERS = set("""none|unknown|not known|unbekannt|inconnu|inconnue|desconocido|sconosciuto|brak|нет данных|无|未知|n.a|n.a.|n. a.|
 n/c|n.v.|k.a.|k. a.|keine angabe|s/d|n/d|n.d.|not available|not applicable|not specified|non spécifié|sin especificar|not given|not set|
 not provided|not visible|not sure|unsure|don't know|can't tell|unspecified|undefined|missing|blank|empty|nil|tbd|tba|to be defined|
-to do|todo|xxx|#ref!|#value!|#name?|#div/0!|#null!|#num!|no data|no label|no info|no value""".replace('\n', '').split('|'))
+to do|todo|xxx|#ref!|#value!|#name?|#div/0!|#null!|#num!|
+#nv|#wert!|#bezug!|#zahl!|#n/d|#valeur!|#nom?|#valor!|tbc|t.b.d.|nat|aucun|aucune|keine|ninguno|nessuno|
+no data|no label|no info|no value""".replace('\n', '').split('|'))
 
 def is_placeholder(
     label:str, # As it was typed
 ) -> bool:
     "Whether `label` is a word or a mark that people write where they have no label, in brackets or not."
     plain = label.lower().strip('<>[](){}"\'').strip()
-    return plain in PLACEHOLDERS or re.fullmatch(r'[-–—_.?/\\…~ ]*', plain) is not None
+    if any(o in PLACEHOLDERS or o in _MISSING_MARKS for o in (plain, plain.rstrip('.!'))): return True
+    return re.fullmatch(r'[-–—_.?/\\…~ ]*', plain) is not None
 
 @dataclass
 class LabelFacts:
@@ -124,6 +127,9 @@ class LabelFacts:
 def _list_of(cell):
     "The parts of a cell that is a list or a dictionary in the notation of Python or JSON, else None."
     if not (cell[:1] in '[{' and cell[-1:] in ']}' or cell[:1] == '(' and cell[-1:] == ')' and ',' in cell): return None
+    # Arrays are printed without commas, which Python would read as one long string.
+    if re.search(r"""['"]\s+['"]""", cell) and ',' not in cell: return re.findall(r"""['"]([^'"]*)['"]""", cell)
+    if re.fullmatch(r'\[[-\d.]+(\s+[-\d.]+)+\s*\]', cell): return cell[1:-1].split()
     with warnings.catch_warnings():
         # Of backslashes, for example.
         warnings.simplefilter('ignore')
@@ -150,7 +156,7 @@ def _find_lists(labels):
     found = {label: parts for label, parts in composed.items() if is_list(label, parts)}
     # One rule for a column.
     lists.update(composed if len(found) >= len(composed)/2 else {})
-    mixed = {label for label in composed if label in found or re.search('[|;]', label)} - lists.keys()
+    mixed = {label for label, parts in composed.items() if re.search('[|;]', label) or any(part in known for part in parts)} - lists.keys()
     for label in labels - lists.keys() - composed.keys():
         parts = _parts(label, _MAYBE_SEPARATORS)
         if len(parts) > 1 and any(part in known for part in parts): mixed.add(label)

@@ -242,7 +242,9 @@ def _repeating_column(table, kind, pattern=''):
     for column in [c for c, of in table.kinds.items() if of == kind and c in table.rows and re.search(pattern, c.replace('_', ' '))]:
         values = table.rows[column].map(as_label)
         photos = values.value_counts()
-        plausible = len(photos) > 1 and photos.mean() >= _MIN_PHOTOS and photos.max() <= _MAX_PHOTOS
+        # Without such a name, a column of few values is more likely to hold something else.
+        plausible = len(photos) > 1 and _MIN_PHOTOS <= photos.mean() <= (_MAX_PHOTOS if pattern else _FEW_PHOTOS)
+        plausible &= bool(photos.max() <= _MAX_PHOTOS)
         if plausible and values.notna().mean() >= .5: found.append((len(photos), column))
     column = min(found)[1] if found else None
     return column and products_of(table.rows, column), column

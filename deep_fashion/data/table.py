@@ -174,7 +174,8 @@ def _check_labels(table, raw, is_given, source):
     "Leave out attributes without a label, and note those with a single class. Raise `InputError` if one that was named has no label."
     for attribute in list(table.attributes):
         labels = table.rows[attribute].dropna()
-        if labels.nunique() == 1: table.notes.append(f"{attribute}: the only label is {labels.iloc[0]!r}, so there is nothing to learn")
+        if labels.nunique() == 1 and not is_given:
+            table.notes.append(f"{attribute}: the only label is {labels.iloc[0]!r}, so there is nothing to learn")
         elif labels.empty and is_given: raise InputError(f"{source}: column {attribute!r} has no label at all; leave the column out")
         elif labels.empty:
             table.attributes.remove(attribute)
@@ -212,6 +213,7 @@ def build_table(
 def _frame_rows(frame, column):
     "A data frame as `_read_rows` returns a file: text in the column `filename`, and empty cells where something is missing."
     if frame.empty: raise InputError("the data frame has no rows")
+    if frame.columns.nlevels > 1: raise InputError("the data frame has several header rows; give each column one name")
     frame = frame.reset_index(drop=True).rename(columns=lambda name: str(name).strip())
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated): raise InputError(f"the data frame: column {repeated[0]!r} occurs twice; rename one")
