@@ -111,7 +111,7 @@ def _looks_western(stream):
 # Cells of a megabyte exist; the limit of the module is 128 kB.
 csv.field_size_limit(2**31 - 1)
 
-DELIMITERS = {',': "commas", ';': "semicolons", '\t': "tabs", '|': "bars"}
+DELIMITERS = {',': "commas", ';': "semicolons (;)", '\t': "tabs", '|': "bars (|)"}
 
 def csv_reader(
     lines, # An iterable of lines with their ends

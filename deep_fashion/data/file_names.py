@@ -35,7 +35,7 @@ class Found(NamedTuple):
     how: str = '' # One of `SPELLINGS` if the name is written differently
     fault: str|None = None # Why there is none
 
-SPELLINGS = dict(url="are links, of which the file name was used", absolute="are absolute paths", separator="have backslashes",
+SPELLINGS = dict(url="are URLs, of which the file name was used", absolute="are absolute paths", separator="have backslashes",
                  case="differ in capitals or accents", extension="have no extension, or another one",
                  number="are numbers, written differently",
                  folder="lie in a sub-folder", prefix="repeat the name of the image folder",
@@ -151,7 +151,7 @@ _MAX_HINTS, _MAX_COMPARED = 20, 20_000
 def _missing(self:PhotoFinder, name, is_url):
     "Why there is no file, with the nearest name. Comparing with all files is slow, so only the first absent ones get a hint."
     self.counts['missing'] += 1
-    if is_url: return "no such image: it is a link; download it into the image folder first"
+    if is_url: return "no such image: it is a URL; download it into the image folder first"
     # Whether the file exists does not matter to what is done, but to what is wrong.
     if not inside_folder(name) and os.path.lexists(name): return "file name leads out of the image folder"
     if self.counts['missing'] > _MAX_HINTS or len(self._index.names) > _MAX_COMPARED: return "no such image"

@@ -35,7 +35,8 @@ def audit_summary(
     catch_alls = {a: dict(label=e['label'], share=round(e['share'], 4), says=e['says']) for a, e in findings.catch_alls.items()}
     unusable = {reason: int(n) for reason, n in findings.unusable.reason.value_counts().items()}
     label_errors = {} if findings.errors is None else dict(label_errors=len(findings.errors))
-    return dict(summarize(table), notes=table.notes, refused_labels=len(table.refused), catch_all=catch_alls,
+    return dict(summarize(table), notes=table.notes, refused_labels=len(table.refused),
+                look_alikes=int((look_alikes(table.rows, table.attributes).looks_like != '').sum()), catch_all=catch_alls,
                 near_duplicates=int(findings.duplicates.group.nunique()),
                 leaking=findings.leaking, unusable=unusable, **label_errors)
 
