@@ -108,7 +108,7 @@ def test_stray_quotes_swallow_nothing(photos, catalogue, tmp_path, closing):
     (tmp_path / "mine.csv").write_text("\n".join(lines))
     found = read_table(tmp_path / "mine.csv", photos, other_columns=["title"])
     assert len(found.rows) == 30
-    noted(found, "quote", "line 8")
+    noted(found, "quote", "lines 8, 21" if closing else "line 8")
 
 
 @pytest.mark.parametrize("column", ["image", "Image Name", "img_path", "file", "Bild"])

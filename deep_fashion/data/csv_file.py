@@ -258,10 +258,12 @@ def _rows(self:CsvFile):
     self.unsure = [*records.stray, *records.odd, *short]
     self.notes += [note for note in self._notes_on_records(records, short) if note not in self.notes]
 
+def _lines_of(numbers): return f"{'line' if len(numbers) == 1 else 'lines'} {shorten_list(numbers)}"
+
 @patch
 def _notes_on_records(self:CsvFile, records, short):
-    if records.stray: yield f"{self.path}: a quote is opened and not closed in line {shorten_list(records.stray)}; the quote is ignored"
-    if records.odd: yield f"{self.path}: a quote in a wrong place in line {shorten_list(records.odd)}; compare what is read with the file"
+    if records.stray: yield f"{self.path}: a quote is opened and not closed in {_lines_of(records.stray)}; the quote is ignored"
+    if records.odd: yield f"{self.path}: a quote in a wrong place in {_lines_of(records.odd)}; compare what is read with the file"
     if records.long:
         yield f"{self.path}: {counted(len(records.long), 'record')} with line breaks in a cell, the first in line {records.long[0]}"
     if short:

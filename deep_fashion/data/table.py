@@ -273,8 +273,9 @@ def _dropped_notes(dropped):
     for reason, rows in dropped.groupby(dropped.reason.str.split(':').str[0], sort=False):
         first = rows.iloc[0]
         detail = f" ({first.reason.partition(': ')[2]})" if ': ' in first.reason else ""
-        yield ' '.join((f"{counted(len(rows), 'row')} left out or merged, {reason}: line {shorten_list(rows.line)}; "
-                        f"the first is {first.filename[:100] or 'without a name'}{detail}").split())
+        lines = f"{'line' if len(rows) == 1 else 'lines'} {shorten_list(rows.line)}"
+        yield ' '.join((f"{counted(len(rows), 'row')} left out or merged, {reason}: {lines}; "
+                        f"the first is {shorten_list([first.filename]) or 'without a name'}{detail}").split())
 
 def _announced(table):
     "`table`, after a warning for every note."
