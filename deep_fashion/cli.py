@@ -95,7 +95,7 @@ def run_analyze(settings:AnalyzeSettings) -> int:
               f"titles of its photos indicate {_counts(found['says'])}")
     print(f"near-duplicates: {counted(summary['near_duplicates'], 'group')}, {summary['leaking']} of them over several products; "
           f"unusable photos: {_counts(summary['unusable'])}")
-    if summary['look_alikes']:
+    if summary.get('look_alikes'):
         print(f"labels that look alike: {summary['look_alikes']}; a map that merges them (--labels_map): {settings.out/'labels_map.csv'}")
     if 'label_errors' in summary:
         predicted = counted(summary['photos_predicted'], 'photo')
