@@ -170,6 +170,7 @@ def _preamble(self:CsvFile, sample):
     for i, line in enumerate(sample): # noqa: B007 used after the loop
         if found := re.match(r'"?sep=(.)"?\s*$', line, re.I): separator = found[1]
         elif line.strip(' ,;\t|\r\n'): break
+    if separator: self.notes.append(f"{self.path}: a line before the header names the separator, {separator!r}")
     marks = [separator] if separator else DELIMITERS
     counts = Counter(len(without_empty_end(next(csv_reader([line], mark)))) for line in sample[i+1:i+20] for mark in marks if mark in line)
     is_title = not any(mark in line.rstrip(' ,;\t|\r\n') for mark in marks) and counts and max(counts, key=counts.get) > 1
