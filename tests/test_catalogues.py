@@ -78,7 +78,8 @@ def test_format_can_be_given(photos, catalogue, tmp_path, command):
     assert summary["photos"] == 30
 
 
-@pytest.mark.parametrize("start, words", [("sep=;\n", ["names the separator"]), ("Export of 1 March\n\n", ["Export of 1 March"]), ("\n\n", [])])
+@pytest.mark.parametrize("start, words", [("sep=;\n", ["names the separator"]), ("Export of 1 March\n\n", ["Export of 1 March"]),
+                                          ("\n\n", [])])
 def test_lines_before_the_header(photos, catalogue, tmp_path, start, words):
     csv = tmp_path / "mine.csv"
     csv.write_text(start + catalogue.to_csv(index=False, sep=";"))
