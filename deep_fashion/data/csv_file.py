@@ -214,7 +214,7 @@ def _read_header(self:CsvFile, sample, filename_column, has_filenames):
     self.columns = [_visible(name) or f'unnamed {i}' for i, name in enumerate(header, 1)]
     self._header, self._file_column = list(self.columns), 0
     if has_filenames: self._name_file_column(filename_column, cells)
-    self._shapes = {_shape(cell) for cell in cells[self._file_column] if re.search(r'\d', cell)}
+    self._shapes = {_shape(cell) for cell in (cells[self._file_column] if cells else ()) if re.search(r'\d', cell)}
     repeated = [name for name, n in Counter(self.columns).items() if n > 1]
     if repeated: raise InputError(f"{self.path}: column {shorten_list([repeated[0]])!r} occurs twice; rename one")
 
