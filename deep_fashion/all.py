@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from .core import *
 from .settings import *
 from .run import *
+from .commands import *
 from .terminal import *
 from .text import *
 from .data.csv_dialect import *

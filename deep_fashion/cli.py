@@ -21,9 +21,10 @@ import cloup
 
 from . import __version__
 from .core import InputError, counted, shorten_list
-from .settings import (GROUPS, AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
-                                   Settings, TagSettings, as_toml, checked_run_name)
+from .settings import GROUPS, Settings, as_toml, checked_run_name
 from .terminal import guarded
+from .commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
+                                   TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):

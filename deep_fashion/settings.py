@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'Words', 'Size', 'option', 'input_size', 'repr_as_dict', 'CommandSettings', 'as_toml', 'plain_value',
-           'takes_settings', 'checked_run_name', 'Settings', 'AnalyzeSettings', 'TagSettings', 'EvaluateSettings',
-           'PhotoSettings', 'ConvertSettings', 'AppSettings', 'DemoSettings']
+           'takes_settings', 'common', 'checked_run_name', 'Settings']
 
 # %% ../nbs/01_settings.ipynb #2bfd2d44
 import inspect
@@ -162,25 +161,34 @@ def _parameter(name, field):
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=field.annotation)
 
 # %% ../nbs/01_settings.ipynb #a3430ede
-_CSV_PATH = option(..., "table with file names and a column per attribute; or a public data set", metavar='CSV')
-_IMG_DIR = option(..., "folder of the photos", metavar='DIR')
-_ATTRIBUTES = option(None, "the columns that hold labels (default: all whose values can be labels and that no other setting names)",
-                     metavar='A,B')
-_LABELS_MAP = option(None, "CSV file (attribute, label, use) of labels to be replaced; analyze proposes one", 'labels', metavar='CSV')
-_FILENAME_COLUMN = option(None, "column of file names (default: recognised)", 'data', metavar='COLUMN')
-_DELIMITER = option(None, "what separates cells, one character or tab (default: recognised)", 'data', metavar='CHAR')
-_ENCODING = option(None, "encoding of tables, such as utf-8 or cp1252 (default: recognised)", 'data', metavar='NAME')
-_NAMES = option(None, 'JSON file with names for labels: {"neck": {"0": "henley"}}', metavar='JSON')
-_MODEL = option(..., "tagger to use: the folder of a run, or an exported Learner (learn.pkl)", metavar='RUN')
-_SEED = option(42, "the same seed gives the same result on the same machine", 'training', metavar='N', ge=0, lt=2**32)
-_TITLES = option(None, "column that holds product titles (default: the file names)", 'data', metavar='COLUMN')
-_PRODUCTS = option(None, "column that names the product a photo shows; products are never split", 'data', metavar='COLUMN')
-_PATTERN = option(None, "regular expression on the file name whose first group is the product (default: recognised)",
-                  'data', metavar='REGEX')
-_BATCH = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=1, le=2**16)
-_WORKERS = option(None, "processes that open photos (default: none on up to 8 cores, where threads do it; else up to 8)",
-                  'speed', ('-nw',), metavar='N', ge=0)
-_BFLOAT16 = option(None, "compute in 16 bits (default: where that is faster)", 'speed')
+class common:
+    "Options that several commands have."
+    csv_path = option(..., "table with file names and a column per attribute; or a public data set", metavar='CSV')
+    img_dir = option(..., "folder of the photos", metavar='DIR')
+    attributes = option(None, "the columns that hold labels (default: all whose values can be labels and that no other setting names)",
+                         metavar='A,B')
+    labels_map = option(None, "CSV file (attribute, label, use) of labels to be replaced; analyze proposes one", 'labels', metavar='CSV')
+    filename_column = option(None, "column of file names (default: recognised)", 'data', metavar='COLUMN')
+    delimiter = option(None, "what separates cells, one character or tab (default: recognised)", 'data', metavar='CHAR')
+    encoding = option(None, "encoding of tables, such as utf-8 or cp1252 (default: recognised)", 'data', metavar='NAME')
+    names = option(None, 'JSON file with names for labels: {"neck": {"0": "henley"}}', metavar='JSON')
+    model = option(..., "tagger to use: the folder of a run, or an exported Learner (learn.pkl)", metavar='RUN')
+    random_seed = option(42, "the same seed gives the same result on the same machine", 'training', metavar='N', ge=0, lt=2**32)
+    title_column = option(None, "column that holds product titles (default: the file names)", 'data', metavar='COLUMN')
+    group_column = option(None, "column that names the product a photo shows; products are never split", 'data', metavar='COLUMN')
+    group_pattern = option(None, "regular expression on the file name whose first group is the product (default: recognised)",
+                      'data', metavar='REGEX')
+    batch_size = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=1, le=2**16)
+    num_workers = option(None, "processes that open photos (default: none on up to 8 cores, where threads do it; else up to 8)",
+                      'speed', ('-nw',), metavar='N', ge=0)
+    bfloat16 = option(None, "compute in 16 bits (default: where that is faster)", 'speed')
+    photo_list = option(None, "table with a column of file names that lists the photos (default: every photo in the folder)",
+                        metavar='CSV')
+    use_titles = option(False, "combine the evidence of the picture with that of the title (default: pictures alone)", 'data')
+    averaged_column = option(None, "column that names the product a photo shows: predictions of its photos are averaged",
+                             'data', metavar='COLUMN')
+    averaged_pattern = option(None, "regular expression on the file name whose first group is the product: predictions of its photos "
+                                    "are averaged", 'data', metavar='REGEX')
 
 # %% ../nbs/01_settings.ipynb #c01ebd71
 def checked_run_name(
@@ -193,10 +201,10 @@ def checked_run_name(
 
 class _Everyday(CommandSettings):
     run_name: str = option(..., "name of the run; its folder is runs/NAME", metavar='NAME')
-    csv_path: Path = _CSV_PATH
-    img_dir: Path = _IMG_DIR
-    attributes: Words|None = _ATTRIBUTES
-    names: Path|None = _NAMES
+    csv_path: Path = common.csv_path
+    img_dir: Path = common.img_dir
+    attributes: Words|None = common.attributes
+    names: Path|None = common.names
     epochs: int|None = option(None, "epochs with all layers (default: none with pretrained weights, where a linear probe is fitted; "
                                     "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
     arch: str|None = option(None, "architecture of torchvision or timm (default: resnet18; without a network tf_efficientnet_lite0, "
@@ -208,13 +216,13 @@ class _Everyday(CommandSettings):
 
 # %% ../nbs/01_settings.ipynb #b1d36918
 class _Labels(_Everyday):
-    title_column: str|None = _TITLES
-    group_column: str|None = _PRODUCTS
-    group_pattern: str|None = _PATTERN
-    filename_column: str|None = _FILENAME_COLUMN
-    delimiter: str|None = _DELIMITER
-    encoding: str|None = _ENCODING
-    labels_map: Path|None = _LABELS_MAP
+    title_column: str|None = common.title_column
+    group_column: str|None = common.group_column
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    labels_map: Path|None = common.labels_map
     missing: Literal['mask', 'class'] = option(
         'mask', "a missing label is left out of loss and scores (mask), or is a class of its own (class)", 'labels')
     catch_all: str|dict[str, str] = option(
@@ -242,7 +250,7 @@ class _Model(_Labels):
         return bool(self.weights or self.pretrained)
 
 class _Training(_Model):
-    random_seed: int = _SEED
+    random_seed: int = common.random_seed
     freeze_epochs: int = option(1, "epochs that train only the heads, before all layers are trained, for a pretrained body", 'training',
                                 metavar='N', ge=0)
     batch_size: int = option(32, "photos per batch", 'training', ('-bs',), metavar='N', ge=2, le=2**16)
@@ -268,105 +276,14 @@ class _Output(_Validation):
 # %% ../nbs/01_settings.ipynb #e425a0ba
 class Settings(_Output):
     "Everything that training can be given."
-    num_workers: int|None = _WORKERS
+    num_workers: int|None = common.num_workers
     photo_cache: bool = option(True, "keep resized photos for later epochs and runs", 'speed')
     feature_variants: int = option(4, "augmented variants of each photo whose features are kept while the body is frozen; "
                                       "0: computed in every epoch", 'speed', metavar='N', ge=0)
-    bfloat16: bool|None = _BFLOAT16
+    bfloat16: bool|None = common.bfloat16
     plain: bool = option(False, "plain fastai: nothing that makes training faster", 'speed')
 
     @model_validator(mode='after')
     def _trains_something(self):
         if self.epochs == 0 and not (self.freeze_epochs and self.has_weights): raise InputError("epochs is 0: nothing would be trained")
         return self
-
-# %% ../nbs/01_settings.ipynb #dfd16255
-class AnalyzeSettings(CommandSettings):
-    "What the audit of a table can be given."
-    csv_path: Path = _CSV_PATH
-    img_dir: Path = _IMG_DIR
-    out: Path = option(Path('analysis'), "new folder for what is found", metavar='DIR')
-    names: Path|None = _NAMES
-    attributes: Words|None = _ATTRIBUTES
-    run: Path|None = option(None, "folder of a run, runs/NAME: labels that contradict its predictions are listed", metavar='DIR')
-    title_column: str|None = _TITLES
-    group_column: str|None = _PRODUCTS
-    group_pattern: str|None = _PATTERN
-    filename_column: str|None = _FILENAME_COLUMN
-    delimiter: str|None = _DELIMITER
-    encoding: str|None = _ENCODING
-    labels_map: Path|None = _LABELS_MAP
-
-_LIST = option(None, "table with a column of file names that lists the photos (default: every photo in the folder)", metavar='CSV')
-_USE_TITLES = option(False, "combine the evidence of the picture with that of the title (default: pictures alone)", 'data')
-_AVERAGED = option(None, "column that names the product a photo shows: predictions of its photos are averaged", 'data', metavar='COLUMN')
-_AVERAGED_BY = option(None, "regular expression on the file name whose first group is the product: predictions of its photos are averaged",
-                      'data', metavar='REGEX')
-
-# %% ../nbs/01_settings.ipynb #2cfa95c8
-class TagSettings(CommandSettings):
-    "What tagging a catalogue can be given."
-    model: Path = _MODEL
-    img_dir: Path = _IMG_DIR
-    out_csv: Path = option(..., "new file: filename, one column per attribute, one <attribute>_confidence each", metavar='CSV')
-    csv_path: Path|None = _LIST
-    min_precision: float|None = option(
-        None, "leave a label empty unless labels this certain reach this precision, such as 0.95; photos to review go to "
-              "<out>.review.csv, which train takes back as --corrections", metavar='X', gt=0, lt=1)
-    use_titles: bool = _USE_TITLES
-    title_column: str|None = _TITLES
-    group_column: str|None = _AVERAGED
-    group_pattern: str|None = _AVERAGED_BY
-    filename_column: str|None = _FILENAME_COLUMN
-    delimiter: str|None = _DELIMITER
-    encoding: str|None = _ENCODING
-    batch_size: int = _BATCH
-    num_workers: int|None = _WORKERS
-    bfloat16: bool|None = _BFLOAT16
-
-class EvaluateSettings(CommandSettings):
-    "What scoring a tagger can be given."
-    model: Path = _MODEL
-    csv_path: Path = _CSV_PATH
-    img_dir: Path = _IMG_DIR
-    out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", metavar='JSON')
-    use_titles: bool = _USE_TITLES
-    title_column: str|None = _TITLES
-    group_column: str|None = _AVERAGED
-    group_pattern: str|None = _AVERAGED_BY
-    labels_map: Path|None = _LABELS_MAP
-    filename_column: str|None = _FILENAME_COLUMN
-    delimiter: str|None = _DELIMITER
-    encoding: str|None = _ENCODING
-    batch_size: int = _BATCH
-    num_workers: int|None = _WORKERS
-    bfloat16: bool|None = _BFLOAT16
-
-# %% ../nbs/01_settings.ipynb #17f65bdb
-class PhotoSettings(CommandSettings):
-    "What tagging one photo can be given."
-    model: Path = _MODEL
-    input: Path = option(..., "the photo", flags=('-i',), metavar='IMAGE')
-    out_image: Path|None = option(None, "new file for the labelled picture", metavar='PNG')
-    out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", metavar='CSV')
-    explain: bool = option(False, "draw into the labelled picture where the evidence for each attribute lies")
-
-class ConvertSettings(CommandSettings):
-    "What a conversion for OpenVINO can be given."
-    model: Path = _MODEL
-    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", metavar='DIR')
-    out: Path = option(..., "new file for the converted tagger", metavar='PKL')
-    precision: Literal['bfloat16', 'int8'] = option('int8', "number format the network computes in")
-    csv_path: Path|None = _LIST
-    photos: int = option(300, "photos to calibrate on, and as many again to compare on", metavar='N', ge=1)
-    random_seed: int = option(42, "the same seed takes the same photos", metavar='N', ge=0, lt=2**32)
-
-class AppSettings(CommandSettings):
-    "What the page in the browser can be given."
-    model: Path = _MODEL
-    port: int = option(7860, "port of the page on this computer", metavar='N', ge=1, le=65535)
-    corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", metavar='CSV')
-
-class DemoSettings(CommandSettings):
-    "What the demo can be given."
-    out: Path = option(Path('demo'), "new folder", metavar='DIR')

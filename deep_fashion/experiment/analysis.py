@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, counted, new_folder, safe_file_name, whole_file, write_csv, write_json
-from ..settings import AnalyzeSettings, takes_settings
+from ..settings import takes_settings
+from ..commands import AnalyzeSettings
 from ..run import Run
 from ..data.csv_dialect import CsvFormat
 from ..data.labels import look_alikes

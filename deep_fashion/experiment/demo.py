@@ -7,7 +7,8 @@ __all__ = ['demo']
 
 # %% ../../nbs/91_experiment.demo.ipynb #afef3656
 from ..core import new_folder
-from ..settings import DemoSettings, takes_settings
+from ..settings import takes_settings
+from ..commands import DemoSettings
 from ..run import Run
 from ..data.samples import draw_garment, make_samples
 from ..predict.tags import tag_photo

@@ -14,7 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, closest, counted, new_file, shorten_list, versions, write_json
-from ..settings import EvaluateSettings, takes_settings
+from ..settings import takes_settings
+from ..commands import EvaluateSettings
 from ..data.csv_dialect import CsvFormat
 from ..data.csv_file import CsvFile
 from ..data.labels import as_label, clean_labels, match_label, read_labels_map

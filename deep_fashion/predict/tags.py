@@ -21,7 +21,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, new_file, whole_file, write_csv
-from ..settings import TagSettings, takes_settings
+from ..settings import takes_settings
+from ..commands import TagSettings
 from ..data.csv_dialect import CsvFormat
 from ..data.split import products_of
 from ..data.vocab import AttributeVocab
