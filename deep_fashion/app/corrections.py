@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 import pandas as pd
 
-from ..core import InputError, new_file, whole_file
+from ..core import InputError, new_file, write_csv
 from ..data.csv_file import read_csv
 
 # %% ../../nbs/95_app.corrections.ipynb #aa0f56b4
@@ -47,4 +47,4 @@ class Corrections:
                 rows = pd.concat([rows, pd.DataFrame([dict(filename=filename, sha256=sha256)], dtype=object)], ignore_index=True)
                 is_photo = rows.index == len(rows) - 1
             for attribute, label in labels.items(): rows.loc[is_photo, attribute] = label
-            with whole_file(self.path) as f: rows.to_csv(f, index=False, encoding='utf-8')
+            write_csv(self.path, rows, missing='')
