@@ -126,14 +126,14 @@ def write_json(
 
 # %% ../nbs/00_core.ipynb #0a0a418c
 # Spreadsheets in East Asia take full-width characters for formulas, too.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_FORMULA = re.compile(r"[\s']*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r'[-+]?[.,]?\d[\d.,]*([eE][-+]?\d+)?')
 
 def as_csv_cell(
     value, # What a cell holds
 ):
     "`value`, with an apostrophe in front if it is a text that a spreadsheet could run as a formula."
-    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value.strip())
     return f"'{value}" if is_formula else value
 
 def from_csv_cell(

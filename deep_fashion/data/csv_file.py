@@ -250,7 +250,7 @@ def _rows(self:CsvFile):
     records = _Records(_Lines(lines, self._skipped), self.delimiter, len(header), self._file_column, self._shapes)
     short = []
     for number, cells in records:
-        cells = [from_csv_cell(cell.strip()) for cell in cells]
+        cells = [from_csv_cell(cell).strip() for cell in cells]
         if len(cells) > len(header): cells = cells[:len(header)] + without_empty_end(cells[len(header):])
         if not any(cells): continue
         if len(cells) < len(header): short.append(number)
