@@ -175,22 +175,22 @@ def build_api(
                           docs_url=None, redoc_url=None, dependencies=depends)
     async def refused(_, error): return refusal_response(error)
     api.add_exception_handler(Refusal, refused)
-    problems = partial(_problems, has_password=has_password)
-    _add_tag(api, problems(403, 408, 413, 415, 422), bounds)
-    found = _version(learn, name)
+    _add_tag(api, _problems(403, 408, 413, 415, 422, has_password=has_password), bounds)
+    _add_facts(api, _problems(has_password=has_password), _version(learn, name))
+    return api
 
-    @api.get('/health', response_model=Health, responses=problems())
+# %% ../../nbs/94_app.api.ipynb #ba6f3323
+def _add_facts(api, problems, found):
+    @api.get('/health', response_model=Health, responses=problems)
     async def health():
         "Whether the server works."
         return Health(status='ok', waiting=api.state.batcher.waiting)
 
-    @api.get('/version', response_model=Version, responses=problems())
+    @api.get('/version', response_model=Version, responses=problems)
     async def version():
         "The model with its attributes and classes, and the versions of libraries."
         return found
-    return api
 
-# %% ../../nbs/94_app.api.ipynb #ba6f3323
 def _add_tag(api, problems, bounds):
     import fastapi
     # FastAPI looks for the class among the globals of the module if annotations are text.

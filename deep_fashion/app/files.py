@@ -6,6 +6,7 @@
 __all__ = ['KEPT_SECONDS', 'TABLE', 'Corrections', 'PageFolder']
 
 # %% ../../nbs/95_app.files.ipynb #85734488
+import os
 import re
 import secrets
 import shutil
@@ -85,10 +86,11 @@ class PageFolder:
         return list(map(str, paths))
 
     def _files(self):
-        "Yield every file with its facts. Another thread may remove some."
-        for path in self.path.glob('*/*'):
-            try: yield path, path.stat()
-            except OSError: pass
+        "Yield every file with its facts. Another thread may remove a folder at any time."
+        for folder in os.listdir(self.path):
+            try: found = [(path, path.stat()) for path in (self.path/folder).iterdir()]
+            except OSError: continue
+            yield from found
 
     def _size(self): return sum(facts.st_size for _, facts in self._files())
 

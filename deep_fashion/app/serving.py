@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
@@ -183,7 +184,7 @@ class Guard:
         from starlette.requests import ClientDisconnect
         if isinstance(error, ClientDisconnect): return
         # Once for each kind, since any number of requests can cause it.
-        kind = f'{type(error).__name__}: {error}'[:300]
+        kind = type(error), traceback.extract_tb(error.__traceback__)[-1][:2]
         if kind not in self.reported and len(self.reported) < 20: print(f"deep_fashion: {bug_line(error)}", file=sys.stderr, flush=True)
         self.reported.add(kind)
         await answer.refuse(Refusal(500, "unexpected error; the terminal of the server has the details"))
