@@ -49,6 +49,7 @@ class _Form:
         options = parse_options_header(self.headers.get(b'content-disposition', b''))[1]
         field, name = (options.get(o, b'').decode('utf-8', 'replace') for o in (b'name', b'filename'))
         if field != 'files': raise Refusal(422, f"expected photos in the field 'files'; found {field[:50]!r}")
+        if b'filename' not in options: raise Refusal(422, "expected files in the field 'files' (curl -F files=@photo.jpg); found text")
         if len(self.files) == self.bounds.photos: raise Refusal(422, f"a request may have {self.bounds.photos} photos at most")
         self.files.append((name.replace('\\', '/').rpartition('/')[2] or 'photo', self.content))
 
@@ -128,7 +129,7 @@ class Problem(BaseModel):
 # %% ../../nbs/94_app.api.ipynb #b9fe099d
 _BINARY = dict(type='string', format='binary')
 _BODY = dict(required=True, content={
-    'multipart/form-data': dict(schema=dict(type='object', required=['files'], properties=dict(
+    'multipart/form-data': dict(schema=dict(type='object', required=['files'], additionalProperties=False, properties=dict(
         files=dict(type='array', items=_BINARY, minItems=1, maxItems=BOUNDS.photos)))),
     'image/jpeg': dict(schema={**_BINARY, 'minLength': 1}), 'image/png': dict(schema={**_BINARY, 'minLength': 1}),
     'application/octet-stream': dict(schema={**_BINARY, 'minLength': 1})})
