@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test',
-           'run_tag', 'run_evaluate', 'run_convert', 'run_app', 'run_demo', 'with_config', 'command_line', 'main']
+           'run_tag', 'run_evaluate', 'run_convert', 'run_app', 'run_serve', 'run_demo', 'with_config', 'command_line',
+           'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 import os
 import sys
-import time
 import types
 import typing
 import warnings
@@ -24,7 +24,7 @@ from .core import InputError, counted, shorten_list
 from .settings import GROUPS, Settings, as_toml, checked_run_name
 from .terminal import guarded
 from .commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
-                                   TagSettings)
+                                   ServeSettings, TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):
@@ -200,12 +200,16 @@ def run_convert(settings:ConvertSettings) -> int:
 def run_app(settings:AppSettings) -> int:
     "Serve the page in the browser."
     from deep_fashion.app.server import serve_app
-    page = serve_app(settings.model, settings.port, settings.corrections, wait=False)
-    print(f"the page is at http://127.0.0.1:{settings.port} until you press Ctrl-C; corrections go to {settings.corrections}", flush=True)
-    # Gradio's own way to wait ends as if nothing had been stopped.
-    try:
-        while True: time.sleep(60)
-    finally: page.close(verbose=False)
+    page = serve_app(**dict(settings))
+    page.wait(f"the page is at {page.url} until you press Ctrl-C; corrections go to {settings.corrections}")
+    return 0
+
+def run_serve(settings:ServeSettings) -> int:
+    "Serve tags to other programs."
+    from deep_fashion.app.api import serve_api
+    server = serve_api(**dict(settings))
+    server.wait(f"photos are tagged at {server.url}/tag until you press Ctrl-C; described at {server.url}/openapi.json")
+    return 0
 
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
@@ -242,6 +246,10 @@ COMMANDS = [
             "Serve a page on this computer: drop photos, see attributes and where the evidence for them lies, correct labels, "
             "download the table. Corrections are kept in a CSV that train takes back. Needs the extra: pip install 'deep_fashion[app]'.",
             ("app --model runs/first", "app --model runs/first --port 8080 --corrections mine.csv")),
+    Command('serve', run_serve, ServeSettings, "tag the photos that other programs send",
+            "Serve tags over HTTP: POST photos to /tag as a form (curl -F files=@photo.jpg), or one as the body; the answer is JSON. "
+            "/openapi.json describes everything. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",
+            ("serve --model runs/first", "serve --model runs/first --host 0.0.0.0 --password_file password.txt")),
     Command('convert', run_convert, ConvertSettings, "make a tagger faster on CPUs",
             "Convert a tagger for OpenVINO, in 8 or 16 bits, and report how many labels stay the same. "
             "Needs the extra: pip install 'deep_fashion[fast]'.",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'AppSettings',
-           'DemoSettings']
+           'ServeSettings', 'DemoSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
@@ -87,11 +87,25 @@ class ConvertSettings(CommandSettings):
     photos: int = option(300, "photos to calibrate on, and as many again to compare on", metavar='N', ge=1)
     random_seed: int = option(42, "the same seed takes the same photos", metavar='N', ge=0, lt=2**32)
 
+_HOST = option('127.0.0.1', "address of this computer to serve at; one that others can reach, such as 0.0.0.0, takes a password",
+               metavar='ADDRESS')
+_PASSWORD_FILE = option(None, "text file with the password, any user name goes with it (default: DEEP_FASHION_PASSWORD in the "
+                              "environment, if it is set)", metavar='FILE')
+
 class AppSettings(CommandSettings):
     "What the page in the browser can be given."
     model: Path = common.model
     port: int = option(7860, "port of the page on this computer", metavar='N', ge=1, le=65535)
     corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", metavar='CSV')
+    host: str = _HOST
+    password_file: Path|None = _PASSWORD_FILE
+
+class ServeSettings(CommandSettings):
+    "What the interface for other programs can be given."
+    model: Path = common.model
+    port: int = option(8000, "port on this computer", metavar='N', ge=1, le=65535)
+    host: str = _HOST
+    password_file: Path|None = _PASSWORD_FILE
 
 class DemoSettings(CommandSettings):
     "What the demo can be given."

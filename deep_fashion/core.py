@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'shorten_list', 'closest', 'nearest', 'counted', 'new_file', 'new_folder', 'whole_file',
-           'write_json', 'write_csv', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions',
-           'requires_extra']
+           'write_json', 'as_csv_cell', 'from_csv_cell', 'CsvWriter', 'write_csv', 'read_json', 'safe_file_name',
+           'as_path', 'portable_pickle', 'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
+import csv
 import difflib
 import json
 import os
@@ -123,12 +124,63 @@ def write_json(
     "Write `content` to `path` as indented JSON in UTF-8."
     with whole_file(path) as f: f.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
+# %% ../nbs/00_core.ipynb #0a0a418c
+# Spreadsheets in East Asia take full-width characters for formulas, too.
+_FORMULA = re.compile(r"[\s']*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r'[-+]?[.,]?\d[\d.,]*([eE][-+]?\d+)?')
+
+def as_csv_cell(
+    value, # What a cell holds
+):
+    "`value`, with an apostrophe in front if it is a text that a spreadsheet could run as a formula."
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value.strip())
+    return f"'{value}" if is_formula else value
+
+def from_csv_cell(
+    text:str, # A cell as it was read
+) -> str:
+    "The text for which `as_csv_cell` gave `text`."
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text
+
+# %% ../nbs/00_core.ipynb #b7ccb507
+class _LineFeeds:
+    "A text file for writers whose lines end in a carriage return and a line feed: without the carriage return."
+    def __init__(self, file): self._file = file
+    def write(self, line): return self._file.write(line.removesuffix('\r\n') + '\n')
+
+class CsvWriter:
+    "Write rows as CSV to a text file that was opened with `newline=''`."
+    def __init__(self,
+        file, # The open file
+    ): self._writer = csv.writer(_LineFeeds(file), lineterminator='\r\n')
+
+    def writerow(self,
+        cells, # Texts and numbers
+    ) -> None:
+        "Write one row."
+        self._writer.writerow(map(as_csv_cell, cells))
+
+    def writerows(self,
+        rows, # Of cells
+    ) -> None:
+        "Write several rows."
+        for cells in rows: self.writerow(cells)
+
+def _without_formulas(column):
+    "A column of a data frame; one without formulas is returned as it is, since converting it could change numbers in it."
+    cells = [as_csv_cell(cell) for cell in column] if column.dtype.kind not in 'biufcmM' else []
+    return column.__class__(cells, index=column.index, dtype=object) if any(a is not b for a, b in zip(cells, column)) else column
+
 def write_csv(
     path, # The file to write
     rows, # A data frame
+    missing:str=MISSING, # What is written for a missing value
 ) -> None:
     "Write `rows` to `path` as CSV in UTF-8, without the index."
-    with whole_file(path) as f: rows.to_csv(f, index=False, na_rep=MISSING, encoding='utf-8')
+    rows = rows.rename(columns=as_csv_cell)
+    for i in range(rows.shape[1]): rows.isetitem(i, _without_formulas(rows.iloc[:, i]))
+    with whole_file(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
+        rows.to_csv(_LineFeeds(f), index=False, na_rep=missing, lineterminator='\r\n')
 
 # %% ../nbs/00_core.ipynb #98166e0d
 def read_json(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import InputError, read_json, shorten_list, versions, whole_file, write_json
+from .core import InputError, from_csv_cell, read_json, shorten_list, versions, whole_file, write_json
 from .settings import Settings, as_toml, plain_value
 
 # %% ../nbs/02_run.ipynb #d917d88f
@@ -58,7 +58,8 @@ class Run:
         if not file.is_file(): raise InputError(f"run {self.path}: has no {file.name}; expected the folder of a finished run, runs/NAME")
         return file
 
-    def _rows(self, content): return pd.read_csv(self.file(content)) if self.file(content).exists() else None
+    def _rows(self, content):
+        return pd.read_csv(self.file(content)).rename(columns=from_csv_cell) if self.file(content).exists() else None
 
     @property
     def config(self) -> dict:
@@ -79,8 +80,9 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         "Labels and predictions per photo, as text. Raises `InputError` if the file is missing or damaged."
         file = self.existing('predictions')
-        try: return pd.read_csv(file, dtype=str, keep_default_na=False)
+        try: rows = pd.read_csv(file, dtype=str, keep_default_na=False)
         except (ValueError, OSError) as e: raise InputError(f"{file}: is damaged ({e})") from e
+        return rows.map(from_csv_cell).rename(columns=from_csv_cell)
 
     history = property(lambda self: self._rows('history'), doc="Losses and scores per epoch or fold, or None.")
     batches = property(lambda self: self._rows('batches'), doc="Learning rate and loss over the batches, or None.")

@@ -1,7 +1,9 @@
 "The page as a person uses it in a browser, and its API as a program uses it."
 import json
+import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,21 +29,24 @@ def served(trained, tmp_path_factory):
     "A running page, its address, and its file of corrections."
     from deep_fashion.app.server import serve_app
     port, corrections = free_port(), tmp_path_factory.mktemp("app") / "corrections.csv"
-    page = serve_app(trained / "learn.pkl", port, corrections, wait=False)
-    yield page, f"http://127.0.0.1:{port}", corrections
+    page = serve_app(trained / "learn.pkl", port, corrections)
+    yield page.url, corrections
     page.close()
+    assert not page_folder().exists()
 
 
 @pytest.fixture(scope="module")
-def client(served): return gradio_client.Client(served[1], verbose=False)
+def client(served): return gradio_client.Client(served[0], verbose=False)
 
 
-def kept_photos(page):
-    return [path.name for path in Path(page.folder.name).rglob("*") if path.suffix.lower() in (".jpg", ".png")]
+def page_folder(): return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+def kept_photos(): return [path.name for path in page_folder().rglob("*") if path.is_file() and path.name != "tags.csv"]
 
 
 def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples, tmp_path):
-    page, address, corrections = served
+    address, corrections = served
     names = ["shirt-00001-1.jpg", "shirt-00002-1.jpg"]
     (tmp_path / "notes.jpg").write_text("not a photo")
     tab = browser(width=1200)
@@ -66,35 +71,13 @@ def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples,
     assert list(tags.index) == names and tags.neck[names[0]] == "2" and tags.neck_confidence[names[0]] == "#N/A"
     assert 0 < float(tags.neck_confidence[names[1]]) <= 1
     assert {request.split("/")[2] for request in tab.requests if request.startswith("http")} == {address.removeprefix("http://")}
-    assert kept_photos(page) == []
+    assert kept_photos() == []
     learned = correct_table(read_table(samples.csv, samples.images), corrections).rows.set_index("filename")
     assert learned.neck[names[0]] == "2"
 
 
-def test_of_two_photos_with_one_name_only_the_corrected_one_changes(browser, served, samples, tmp_path):
-    _, address, corrections = served
-    photos = [tmp_path / folder / "same.jpg" for folder in "ab"]
-    for i, photo in enumerate(photos, start=1):
-        photo.parent.mkdir()
-        photo.write_bytes((samples.images / f"shirt-{i:05}-1.jpg").read_bytes())
-    tab = browser(width=1200)
-    tab.goto(address)
-    tab.set_input_files("input[type=file]", photos)
-    tab.get_by_role("status").filter(has_text="2 photos tagged").wait_for()
-    tab.get_by_label("Photo", exact=True).click()
-    tab.get_by_role("option", name="same.jpg (row 2)").click()
-    tab.get_by_label("pattern is really").click()
-    tab.get_by_role("option", name="dotted").click()
-    tab.get_by_role("button", name="Save corrections").click()
-    tab.get_by_role("status").filter(has_text="pattern dotted").wait_for()
-    first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="same.jpg").all()
-    assert "corrected" in second.inner_text() and "corrected" not in first.inner_text()
-    stored = pd.read_csv(corrections, dtype=str).set_index("filename")
-    assert stored.pattern["same.jpg"] == "3" and tab.errors == []
-
-
 def test_two_photos_with_one_name_keep_their_own_corrections(browser, served, samples, tmp_path):
-    _, address, corrections = served
+    address, corrections = served
     photos = [tmp_path / folder / "twice.jpg" for folder in "ab"]
     for i, photo in enumerate(photos, start=1):
         photo.parent.mkdir()
@@ -110,17 +93,18 @@ def test_two_photos_with_one_name_keep_their_own_corrections(browser, served, sa
         tab.get_by_role("option", name=label).click()
         tab.get_by_role("button", name="Save corrections").click()
         tab.get_by_role("status").filter(has_text=f"pattern {label}").wait_for()
-    first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="twice.jpg").all()
+        first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="twice.jpg").all()
+        assert "corrected" in first.inner_text() and ("corrected" in second.inner_text()) == (label == "striped")
     assert "dotted corrected" in first.inner_text() and "striped corrected" in second.inner_text()
     with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
     assert list(pd.read_csv(download.value.path(), dtype=str).pattern) == ["3", "1"]
     stored = pd.read_csv(corrections, dtype=str).query("filename == 'twice.jpg'").set_index("sha256").pattern
-    assert dict(stored) == {sha256(photo.read_bytes()).hexdigest(): label for photo, label in zip(photos, "31")}
+    assert dict(stored) == {sha256(photo.read_bytes()).hexdigest(): label for photo, label in zip(photos, "31")} and tab.errors == []
 
 
 def test_on_a_phone_nothing_sticks_out(browser, served, samples):
     tab = browser(width=390, dark=True)
-    tab.goto(served[1])
+    tab.goto(served[0])
     tab.set_input_files("input[type=file]", samples.images / "shirt-00001-1.jpg")
     tab.get_by_role("status").filter(has_text="1 photo tagged").wait_for()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
@@ -135,49 +119,78 @@ def test_api_returns_tags(client, served, samples, tmp_path):
     assert first["filename"] == odd.name and set(first["attributes"]) == {"neck", "sleeve_length", "pattern"}
     assert sum(found["probability"] for found in first["attributes"]["neck"]) == pytest.approx(1, abs=0.01)
     assert "attributes" in second and "cannot be read" in cut["error"]
-    assert kept_photos(served[0]) == []
+    assert kept_photos() == []
 
 
-def request_tags(address, paths, **headers):
+def request_tags(address, paths, headers=None, **facts):
     "The API's answer to a request that only names paths, without an upload."
-    started = httpx.post(f"{address}/gradio_api/call/tag", json={"data": [[{"path": str(path)} for path in paths]]}, headers=headers)
+    files = [{"path": str(path), **facts} for path in paths]
+    started = httpx.post(f"{address}/gradio_api/call/tag", json={"data": [files]}, headers=headers)
     if started.status_code != 200: return started
     return httpx.get(f"{address}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60)
 
 
 def test_files_that_were_not_uploaded_are_neither_opened_nor_removed(served, samples, tmp_path):
-    page, address, _ = served
+    address = served[0]
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     photo = folder / "photo.jpg"
     photo.write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
-    inside = Path(page.folder.name) / "linked"
+    inside = page_folder() / "linked"
     inside.mkdir()
     (inside / "photo.jpg").symlink_to(photo)
-    (Path(page.folder.name) / "door").symlink_to(folder)
-    linked = inside / "photo.jpg", Path(page.folder.name) / "door" / "photo.jpg"
+    (page_folder() / "door").symlink_to(folder)
+    linked = inside / "photo.jpg", page_folder() / "door" / "photo.jpg"
     paths = [folder / "notes.txt", photo, folder / "absent.jpg", folder, *linked,
-             f"{page.folder.name}/linked/../../{photo.relative_to('/')}", page.folder.name, "/etc/hostname", "", "a\0b"]
-    answer = request_tags(address, paths).text
+             f"{page_folder()}/linked/../../{photo.relative_to('/')}", page_folder(), "/etc/hostname", "", "a\0b"]
+    answer = request_tags(address, [*paths, "http://127.0.0.1/photo.jpg"]).text
     answers = json.loads(answer.split("data: ", 1)[1].splitlines()[0])[0]
-    assert len(answers) == len(paths) and {found["error"] for found in answers} == {"is no file that was uploaded to this page"}
+    assert len(answers) == len(paths) + 1 and {found["error"] for found in answers} == {"is no file that was uploaded to this page"}
+    # Files that Gradio itself recognises it would copy or download.
+    for path in (photo, "http://127.0.0.1/photo.jpg"):
+        answer = request_tags(address, [path], meta={"_type": "gradio.FileData"}).text
+        assert "not uploaded" in answer or "is no file that was uploaded" in answer
+    assert kept_photos() == ["photo.jpg"]
     assert (folder / "notes.txt").read_text() == "mine" and photo.exists() and (inside / "photo.jpg").is_symlink()
     (inside / "photo.jpg").unlink()
 
 
 @pytest.mark.parametrize("files", [None, "a.jpg", [None], ["a.jpg"], [{}], [{"path": 5}], [{"path": "a.jpg", "orig_name": 5}]])
 def test_malformed_requests_are_answered_in_one_line(served, files):
-    started = httpx.post(f"{served[1]}/gradio_api/call/tag", json={"data": [files]})
-    answer = httpx.get(f"{served[1]}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60).text
+    started = httpx.post(f"{served[0]}/gradio_api/call/tag", json={"data": [files]})
+    answer = httpx.get(f"{served[0]}/gradio_api/call/tag/{started.json()['event_id']}", timeout=60).text
     event, data, *_ = answer.splitlines()
     assert event == "event: error" and json.loads(data.removeprefix("data: "))["error"].startswith("expected a ")
 
 
 def test_other_hosts_are_refused(served):
-    assert httpx.get(served[1]).status_code == 200
-    assert httpx.get(served[1], headers={"Host": "evil.example"}).status_code == 400
-    assert request_tags(served[1], ["/etc/hostname"], Host="evil.example:7860").status_code == 400
+    assert httpx.get(served[0]).status_code == 200
+    assert httpx.get(served[0], headers={"Host": "evil.example"}).status_code == 400
+    assert request_tags(served[0], ["/etc/hostname"], {"Host": "evil.example:7860"}).status_code == 400
+
+
+def test_other_origins_and_what_the_page_does_not_need_are_refused(served):
+    address = served[0]
+    join = f"{address}/gradio_api/queue/join"
+    assert httpx.post(join, json={}, headers={"Origin": "http://evil.example"}).status_code == 403
+    for path in ("process_recording", "run/tag", "api/tag", "vibe-edit", "component_server"):
+        assert httpx.post(f"{address}/gradio_api/{path}", json={"data": [[]]}).status_code == 404
+    for path in ("proxy=http://127.0.0.1/", "file=http://127.0.0.1/", "file=HTTPS://a.example/"):
+        assert httpx.get(f"{address}/gradio_api/{path}").status_code == 404
+    assert httpx.get(f"{address}/gradio_api/file=/etc/hostname").status_code == 403
+
+
+def test_visitors_who_send_the_same_file_all_get_answers(served, samples):
+    photo = (samples.images / "shirt-00001-1.jpg").read_bytes()
+    def visit(_):
+        with httpx.Client(base_url=f"{served[0]}/gradio_api", timeout=60) as visitor:
+            [path] = visitor.post("/upload", files={"files": ("shirt.jpg", photo)}).json()
+            event = visitor.post("/call/tag", json={"data": [[{"path": path, "orig_name": "shirt.jpg"}]]}).json()["event_id"]
+            return visitor.get(f"/call/tag/{event}").text
+    with ThreadPoolExecutor(12) as visitors: answers = list(visitors.map(visit, range(60)))
+    assert len(set(answers)) == 1 and "sleeve_length" in answers[0]
+    assert kept_photos() == []
 
 
 def test_uploads_are_bounded(client, served, samples, tmp_path):
@@ -189,8 +202,8 @@ def test_uploads_are_bounded(client, served, samples, tmp_path):
         client.predict([gradio_client.handle_file(tmp_path / "large.png")], api_name="/tag")
     # Other clients do not check the size themselves.
     with (tmp_path / "large.png").open("rb") as photo:
-        assert httpx.post(f"{served[1]}/gradio_api/upload", files={"files": photo}).status_code == 413
-    assert kept_photos(served[0]) == []
+        assert httpx.post(f"{served[0]}/gradio_api/upload", files={"files": photo}).status_code == 413
+    assert kept_photos() == []
 
 
 def test_mistakes_are_one_line(refused, trained, samples, tmp_path, served, monkeypatch):
@@ -199,7 +212,7 @@ def test_mistakes_are_one_line(refused, trained, samples, tmp_path, served, monk
     refused("app", "--model", tmp_path / "none.pkl", says=["none.pkl", "no such file"])
     refused("app", "--model", model, "--port", "0", says=["port 0", "65535"])
     refused("app", "--model", model, "--corrections", tmp_path / "other.csv", says=["other.csv", "no column 'neck'"])
-    used_port = served[1].rsplit(":", 1)[1]
+    used_port = served[0].rsplit(":", 1)[1]
     refused("app", "--model", model, "--corrections", tmp_path / "c.csv", "--port", used_port, says=["port", "cannot be used"])
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused("app", "--model", model, says=["gradio is not installed", "deep_fashion[app]"])

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_help_is_complete(command):
-    for name in ("analyze", "train", "evaluate", "test", "predict", "tag", "app", "convert", "demo"):
+    for name in ("analyze", "train", "evaluate", "test", "predict", "tag", "app", "serve", "convert", "demo"):
         result = command(name, "--help")
         assert result.status == 0 and "--" in result.out
         assert name in command("--help").out

@@ -75,6 +75,7 @@ def test_a_bug_is_reported_where_no_log_can_be_written(ending, monkeypatch, tmp_
         (["tag", "--model", "a", "--img_dir", "b", "--out_csv", "c"], "predict.tags", "tag"),
         (["convert", "--model", "a", "--img_dir", "b", "--out", "c"], "predict.openvino", "convert_tagger"),
         (["app", "--model", "a"], "app.server", "serve_app"),
+        (["serve", "--model", "a"], "app.api", "serve_api"),
         (["demo"], "experiment.demo", "demo"),
     ],
 )
@@ -83,17 +84,6 @@ def test_ctrl_c_stops_every_command_with_130(command, monkeypatch, words, module
     monkeypatch.setattr(f"deep_fashion.{module}.{function}", stopped)
     result = command(*words)
     assert result.status == 130 and result.lines == ["deep_fashion: stopped"]
-
-
-def test_ctrl_c_closes_the_page(command, monkeypatch):
-    class Page:
-        closed = False
-        def close(self, verbose): self.closed = True
-    page = Page()
-    monkeypatch.setattr("deep_fashion.app.server.serve_app", lambda *_, **__: page)
-    def interrupted(_): raise KeyboardInterrupt
-    monkeypatch.setattr("time.sleep", interrupted)
-    assert command("app", "--model", "a").status == 130 and page.closed
 
 
 def warn_as(module, message, category=UserWarning):

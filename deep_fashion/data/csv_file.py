@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, counted, shorten_list
+from ..core import InputError, counted, from_csv_cell, shorten_list
 from .csv_dialect import DELIMITERS, CsvFormat, csv_reader, find_delimiter, find_encoding, open_bytes, without_empty_end
 
 # %% ../../nbs/11_data.csv_file.ipynb #cc9c8a94
@@ -211,7 +211,7 @@ def _read_header(self:CsvFile, sample, filename_column, has_filenames):
     cells = [[row[i] for row in rows if i < len(row) <= len(header) and row[i].strip()] for i in range(len(header))]
     # Empty columns of a spreadsheet at the end; a cell there later is one too many.
     while header and not header[-1].strip() and not cells[-1]: header, cells = header[:-1], cells[:-1]
-    self.columns = [_visible(name) or f'unnamed {i}' for i, name in enumerate(header, 1)]
+    self.columns = [from_csv_cell(_visible(name)) or f'unnamed {i}' for i, name in enumerate(header, 1)]
     self._header, self._file_column = list(self.columns), 0
     if has_filenames: self._name_file_column(filename_column, cells)
     self._shapes = {_shape(cell) for cell in (cells[self._file_column] if cells else ()) if re.search(r'\d', cell)}
@@ -250,7 +250,7 @@ def _rows(self:CsvFile):
     records = _Records(_Lines(lines, self._skipped), self.delimiter, len(header), self._file_column, self._shapes)
     short = []
     for number, cells in records:
-        cells = [cell.strip() for cell in cells]
+        cells = [from_csv_cell(cell).strip() for cell in cells]
         if len(cells) > len(header): cells = cells[:len(header)] + without_empty_end(cells[len(header):])
         if not any(cells): continue
         if len(cells) < len(header): short.append(number)

@@ -7,7 +7,6 @@ __all__ = ['open_tagger', 'Predictions', 'check_titles', 'tag_thresholds', 'Deci
            'tag_photo']
 
 # %% ../../nbs/82_predict.tags.ipynb #b63e379a
-import csv
 import json
 import sqlite3
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..core import MISSING, InputError, new_file, whole_file, write_csv
+from ..core import MISSING, CsvWriter, InputError, new_file, whole_file, write_csv
 from ..settings import takes_settings
 from ..commands import TagSettings
 from ..data.csv_dialect import CsvFormat
@@ -158,7 +157,7 @@ def decide(
 def _csv_writer(path, columns):
     "A writer of rows to a new CSV file, which appears when the block ends without an error."
     with whole_file(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.writer(f, lineterminator='\n')
+        writer = CsvWriter(f)
         writer.writerow(columns)
         yield writer
 
