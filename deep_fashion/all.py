@@ -14,6 +14,7 @@ from .run import *
 from .commands import *
 from .terminal import *
 from .text import *
+from .data.photo_memory import *
 from .data.csv_dialect import *
 from .data.photo import *
 from .data.samples import *
