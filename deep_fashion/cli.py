@@ -16,15 +16,18 @@ import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import click
-import cloup
-
 from . import __version__
 from .core import InputError, counted, shorten_list
-from .settings import GROUPS, Settings, as_toml, checked_run_name
-from .terminal import guarded
-from .commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
-                                   TagSettings)
+from .terminal import guarded, handling_stops
+
+# Ctrl-C in the first second
+with handling_stops():
+    import click
+    import cloup
+
+    from deep_fashion.settings import GROUPS, Settings, as_toml, checked_run_name
+    from deep_fashion.commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
+                                       TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'shorten_list', 'closest', 'nearest', 'counted', 'new_file', 'new_folder', 'whole_file',
-           'write_json', 'write_csv', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions',
-           'requires_extra']
+           'whole_folder', 'claimed_folder', 'sole_user', 'write_json', 'write_csv', 'read_json', 'safe_file_name',
+           'as_path', 'portable_pickle', 'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
 import difflib
@@ -13,11 +13,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, ModuleType
+
+try: import fcntl
+except ImportError: fcntl = None # Windows has other locks, and does without
 
 # %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
@@ -80,12 +84,47 @@ def _make_writable(folder, path, advice):
         with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror}); {advice}") from e
 
+# %% ../nbs/00_core.ipynb #d649615f
+_UNFINISHED = '.unfinished-'
+
+def _is_locked(handle):
+    "Whether the open file or folder is locked by another process or handle; otherwise it is locked now."
+    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: return True # also where a file system has no locks
+    return False
+
+@contextmanager
+def _in_use(path):
+    "Lock the file or folder `path` until the block ends."
+    handle = os.open(path, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl: _is_locked(handle)
+        yield path
+    finally:
+        if fcntl: os.close(handle)
+
+def _remove_stale(folder, start=_UNFINISHED) -> bool:
+    "Delete what begins with `start` in `folder` and is not in use; whether there was any."
+    found = False
+    with suppress(OSError):
+        for entry in os.scandir(folder) if fcntl else ():
+            if not entry.name.startswith(start) or entry.is_symlink(): continue
+            handle = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if _is_locked(handle): continue
+                if entry.is_dir(): shutil.rmtree(entry)
+                else: os.unlink(entry)
+                found = True
+            finally: os.close(handle)
+    return found
+
 # %% ../nbs/00_core.ipynb #981ad910
 def new_folder(
     path, # A folder for new files
 ) -> Path:
     "Create the folder `path` if it is missing. Raises `InputError` if it is not empty or not writable."
     path = Path(path)
+    _remove_stale(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"{path}: exists already and is kept; name another folder or remove it")
     _make_writable(path, path, "name a folder you may write to")
@@ -96,22 +135,91 @@ def new_folder(
 def whole_file(
     path, # The file to write
 ):
-    "Yield a temporary path that becomes `path` if the block ends without an error and is deleted otherwise."
+    """Yield a temporary path that becomes `path` if the block ends without an error and is deleted otherwise.
+
+    What killed processes left of `path` is deleted, too. An error that names no file gets `path` as its `filename`."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(temporary)
+    _remove_stale(path.parent, _start(path))
     try:
-        yield temporary
-        # `mkstemp` makes files that only their owner can read.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=path.suffix)
+        os.close(handle)
+        with _deleted(Path(temporary)) as temporary, _in_use(temporary):
+            yield temporary
+            # `mkstemp` makes files that only their owner can read.
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:
+        if not getattr(e, 'filename', None) or _UNFINISHED in str(e.filename): e.filename = str(path)
+        raise
+
+def _start(path): return f'.{path.stem[:40]}{_UNFINISHED}'
+
+@contextmanager
+def _deleted(path):
+    try: yield path
+    finally: path.unlink(missing_ok=True)
 
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+# %% ../nbs/00_core.ipynb #bbd29fe0
+@contextmanager
+def whole_folder(
+    path, # A folder for new files
+):
+    "Yield a folder whose files come to `path` if the block ends without an error. Raises `InputError` as `new_folder` does."
+    is_new, path = not Path(path).exists(), new_folder(path)
+    temporary = Path(tempfile.mkdtemp(dir=path, prefix=_UNFINISHED))
+    try:
+        with _in_use(temporary):
+            yield temporary
+            for entry in list(temporary.iterdir()): os.replace(entry, path/entry.name)
+    finally:
+        shutil.rmtree(temporary)
+        if is_new: _remove_if_empty(path)
+
+@contextmanager
+def claimed_folder(
+    path, # A folder for new files
+    names:list, # What will be in it
+):
+    "Yield `path`; `names` are deleted if the block ends with an error, or was killed before. Raises `InputError` as `new_folder` does."
+    is_new, path = not Path(path).exists(), Path(path)
+    if _remove_stale(path): _delete_all(path, names)
+    marker = Path(tempfile.mkdtemp(dir=new_folder(path), prefix=_UNFINISHED))
+    try:
+        with _in_use(marker): yield path
+    except BaseException:
+        _delete_all(path, names)
+        raise
+    finally:
+        marker.rmdir()
+        if is_new: _remove_if_empty(path)
+
+def _delete_all(folder, names):
+    for path in (folder/name for name in names): shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+def _remove_if_empty(folder):
+    with suppress(OSError): folder.rmdir()
+
+# %% ../nbs/00_core.ipynb #593eb0c8
+@contextmanager
+def sole_user(
+    path, # A file that exists meanwhile
+    message:str, # Why a second process is refused
+):
+    "Raises `InputError` if another process is in such a block for the same file. The file is deleted at the end."
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl:
+            # Not `flock`: worker processes inherit such a lock, and live a few seconds longer than a killed parent.
+            try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError): raise InputError(message) from None
+            except OSError: pass # a file system without locks
+        with _deleted(Path(path)): yield
+    finally: os.close(handle)
 
 # %% ../nbs/00_core.ipynb #bc17ae05
 MISSING = '#N/A'
