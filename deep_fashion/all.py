@@ -9,6 +9,7 @@ __all__ = []
 from fastai.vision.all import *
 
 from .core import *
+from .stopping import *
 from .settings import *
 from .run import *
 from .commands import *
