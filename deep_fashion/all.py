@@ -72,7 +72,9 @@ from .report.run_page import *
 from .report.audit_page import *
 from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.journal import *
 from .predict.tagger import *
+from .predict.predictions import *
 from .predict.tags import *
 from .predict.openvino import *
 from .experiment.plan import *

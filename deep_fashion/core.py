@@ -137,8 +137,12 @@ def whole_file(
 ):
     """Yield a temporary path that becomes `path` if the block ends without an error and is deleted otherwise.
 
-    What killed processes left of `path` is deleted, too. An error that names no file gets `path` as its `filename`."""
+    What killed processes left of `path` is deleted, too. A temporary path is yielded as it is.
+    An error that names no file gets `path` as its `filename`."""
     path = Path(path)
+    if UNFINISHED in path.name:
+        yield path
+        return
     _remove_stale(path.parent, _start(path))
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=path.suffix)

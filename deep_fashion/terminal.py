@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import tempfile
 import traceback
@@ -67,9 +68,9 @@ def _finish_streams():
 # %% ../nbs/03_terminal.ipynb #65b38a18
 _NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'bad_alloc', 'ALLOC_FAILED', 'shared memory',
               'is killed by signal', 'exited unexpectedly')
-_NO_SPACE = ('PytorchStreamWriter failed', 'unexpected pos')
+_NO_SPACE = ('PytorchStreamWriter failed', 'unexpected pos', 'database or disk is full')
 
-def _lacks(error, texts): return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+def _lacks(error, texts): return isinstance(error, (RuntimeError, sqlite3.Error)) and any(text in str(error) for text in texts)
 
 def _line_of_system(error):
     "What the operating system refused."
