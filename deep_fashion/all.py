@@ -9,11 +9,13 @@ __all__ = []
 from fastai.vision.all import *
 
 from .core import *
+from .stopping import *
 from .settings import *
 from .run import *
 from .commands import *
 from .terminal import *
 from .text import *
+from .data.photo_memory import *
 from .data.csv_dialect import *
 from .data.photo import *
 from .data.samples import *
@@ -70,7 +72,9 @@ from .report.run_page import *
 from .report.audit_page import *
 from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.journal import *
 from .predict.tagger import *
+from .predict.predictions import *
 from .predict.tags import *
 from .predict.openvino import *
 from .experiment.plan import *

@@ -8,23 +8,27 @@ __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'ru
            'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
-import os
-import sys
-import types
-import typing
-import warnings
-from pathlib import Path
-from typing import Literal, NamedTuple
+from .stopping import end_at_once, handling_stops
 
-import click
-import cloup
+# Ctrl-C in the first second
+with handling_stops():
+    import os
+    import sys
+    import types
+    import typing
+    import warnings
+    from pathlib import Path
+    from typing import Literal, NamedTuple
 
-from . import __version__
-from .core import InputError, counted, shorten_list
-from .settings import GROUPS, Settings, as_toml, checked_run_name
-from .terminal import guarded
-from .commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
-                                   ServeSettings, TagSettings)
+    import click
+    import cloup
+
+    from deep_fashion import __version__
+    from deep_fashion.core import InputError, counted, shorten_list
+    from deep_fashion.settings import GROUPS, Settings, as_toml, checked_run_name
+    from deep_fashion.terminal import guarded
+    from deep_fashion.commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
+                                       ServeSettings, TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):
@@ -339,5 +343,8 @@ def main(
     arguments:list=None, # Words of the command line (default: those this program was called with)
 ) -> int: # Exit status
     "Run a command; a mistake in the input is one line on standard error and status 2."
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: _run(arguments))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    status = guarded(lambda: _run(given))
+    # What Python does at the end of a program is not to be interrupted with a traceback.
+    if arguments is None: end_at_once()
+    return status

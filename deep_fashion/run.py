@@ -8,12 +8,13 @@ __all__ = ['RUN_FILES', 'Run', 'model_file', 'weights_file', 'fingerprints', 're
 
 # %% ../nbs/02_run.ipynb #550ac103
 import hashlib
-from contextlib import contextmanager
+import json
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 
-from .core import InputError, from_csv_cell, read_json, shorten_list, versions, whole_file, write_json
+from .core import UNFINISHED, InputError, from_csv_cell, read_json, shorten_list, sole_user, versions, whole_file, write_json
 from .settings import Settings, as_toml, plain_value
 
 # %% ../nbs/02_run.ipynb #d917d88f
@@ -68,6 +69,12 @@ class Run:
         damaged = [name for name in ('settings', 'plan', 'sha256', 'versions') if not isinstance(config.get(name), dict)]
         if damaged: raise InputError(f"{self.file('config')}: has no {damaged[0]}; it is damaged, or of another version of deep_fashion")
         return config
+
+    @property
+    def origin(self) -> str:
+        "A hash of what the run was started with, by which its checkpoints are recognised."
+        started = [self.config[name] for name in ('settings', 'plan', 'sha256')]
+        return hashlib.sha256(json.dumps(started, sort_keys=True).encode()).hexdigest()
 
     @property
     def settings(self) -> Settings:
@@ -153,22 +160,41 @@ def check_resumed(
 def claimed_run(
     settings:Settings, # `run_name`, `runs_dir`, and whether to `resume`
 ):
-    "The `Run` to write to. Raises `InputError` if the name is taken, or there is nothing to resume."
-    run = Run(settings.runs_dir/settings.run_name)
+    """The `Run` to write to. Raises `InputError` if the name is taken, in use, or there is nothing to resume.
+
+    A run that was killed before it had its `config.json` is taken over."""
+    run, is_claimed = Run(settings.runs_dir/settings.run_name), False
     if settings.resume: _check_unfinished(run, settings.report)
     else: _make_folder(run)
-    try: yield run
+    try:
+        with sole_user(run.path/_LOCK, f"{run.path}: another process is training this run; wait for it, or choose another name"):
+            is_claimed = True
+            yield run
     except BaseException:
-        if not settings.resume and not any(run.path.iterdir()): run.path.rmdir()
+        if is_claimed and not run.file('config').exists(): _remove_unstarted(run)
         raise
 
+_LOCK, _BEFORE_CONFIG = '.lock', ('split', 'dropped', 'settings')
+
+def _is_unstarted(run):
+    "Whether the folder is empty, or holds what a run leaves that was killed while it read the photos."
+    names = {path.name for path in run.path.iterdir() if UNFINISHED not in path.name}
+    return names <= {_LOCK, *(run.file(content).name for content in _BEFORE_CONFIG)} and (_LOCK in names or not names)
+
+def _remove_unstarted(run):
+    for content in _BEFORE_CONFIG: run.file(content).unlink(missing_ok=True)
+    with suppress(OSError): run.path.rmdir()
+
 def _check_unfinished(run, report):
-    if not run.file('config').exists(): raise InputError(f"{run.path}: no run of that name to resume")
+    if not run.path.is_dir(): raise InputError(f"{run.path}: no run of that name to resume")
+    if not run.file('config').exists():
+        raise InputError(f"{run.path}: has no {run.file('config').name}, so it cannot be resumed; start it anew, or under another name")
     if run.file('model').exists() and (run.file('report').exists() or not report):
         raise InputError(f"{run.path}: this run is finished; there is nothing to resume")
 
 def _make_folder(run):
     try: run.path.mkdir(parents=True)
     except FileExistsError as e:
+        if run.path.is_dir() and _is_unstarted(run): return
         raise InputError(f"{run.path}: a run of that name exists and is kept; choose another name, or resume it") from e
     except OSError as e: raise InputError(f"{run.path}: cannot be made ({e.strerror})") from e

@@ -9,6 +9,8 @@ __all__ = ['notes_only', 'fault_line', 'bug_line', 'guarded']
 import errno
 import logging
 import os
+import signal
+import sqlite3
 import sys
 import tempfile
 import traceback
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
 from .core import InputError, versions
+from .stopping import STOPPED, Stop, handling_stops
 
 # %% ../nbs/03_terminal.ipynb #d8f1974e
 def _is_ours(category, message):
@@ -65,9 +68,9 @@ def _finish_streams():
 # %% ../nbs/03_terminal.ipynb #65b38a18
 _NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'bad_alloc', 'ALLOC_FAILED', 'shared memory',
               'is killed by signal', 'exited unexpectedly')
-_NO_SPACE = ('PytorchStreamWriter failed', 'unexpected pos')
+_NO_SPACE = ('PytorchStreamWriter failed', 'unexpected pos', 'database or disk is full')
 
-def _lacks(error, texts): return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+def _lacks(error, texts): return isinstance(error, (RuntimeError, sqlite3.Error)) and any(text in str(error) for text in texts)
 
 def _line_of_system(error):
     "What the operating system refused."
@@ -88,7 +91,7 @@ def fault_line(
     if isinstance(error, MemoryError) or _lacks(error, _NO_MEMORY) or getattr(error, 'errno', None) == errno.ENOMEM:
         return "out of memory; close other programs, or lower batch_size, size or num_workers, where the command has them"
     if _is_of_locale(error): return "a file name has characters that this locale cannot express; use one in UTF-8, such as LC_ALL=C.UTF-8"
-    if _lacks(error, _NO_SPACE): return "a file could not be written completely; is the disk full?"
+    if _lacks(error, _NO_SPACE): return f"{getattr(error, 'filename', 'a file')}: could not be written completely; is the disk full?"
     return _in_one_line(_line_of_system(error)) if isinstance(error, OSError) else None
 
 # %% ../nbs/03_terminal.ipynb #0f22a399
@@ -111,24 +114,36 @@ def bug_line(
     return f"unexpected error ({summary}); {where}"
 
 # %% ../nbs/03_terminal.ipynb #8894dc7a
-_UNUSABLE, _BUG, _STOPPED, _NOT_READ = 2, 70, 130, 141
+_UNUSABLE, _BUG, _NOT_READ = 2, 70, 141
+
+def _ending(error, signalled):
+    "Exit status and line of a command that raised `error`, which follows from a signal where there was one."
+    if signalled: return STOPPED + signalled, 'stopped'
+    line = fault_line(error)
+    return (_BUG, bug_line(error)) if line is None else (_UNUSABLE, line)
+
+@contextmanager
+def _hook(function):
+    "Let `function` handle what Python drops within the block."
+    before, sys.unraisablehook = sys.unraisablehook, function
+    try: yield
+    finally: sys.unraisablehook = before
 
 def guarded(
     command:Callable, # Without arguments, returns an exit status; None counts as 0
 ) -> int: # Exit status
     "Run `command`; whatever it raises becomes one line on standard error and an exit status."
     _prepare_streams()
-    with notes_only():
+    stop = Stop()
+    with notes_only(), handling_stops(stop), _hook(stop.repeat):
         try:
             status, line = command() or 0, None
             sys.stdout.flush()
-        except KeyboardInterrupt as e: status, line = _STOPPED, str(e) or 'stopped'
+        except KeyboardInterrupt as e: status, line = STOPPED + (stop.number or signal.SIGINT), str(e) or 'stopped'
         except BrokenPipeError: status, line = _NOT_READ, None
-        except Exception as e:
-            line = fault_line(e)
-            status, line = (_BUG, bug_line(e)) if line is None else (_UNUSABLE, line)
+        except Exception as e: status, line = _ending(e, stop.number)
         # A terminal shows ^C in front.
-        start = '\n' if status == _STOPPED and sys.stderr.isatty() else ''
+        start = '\n' if status == STOPPED + signal.SIGINT and sys.stderr.isatty() else ''
         with suppress(OSError):
             if line: print(f"{start}deep_fashion: {line}", file=sys.stderr)
         _finish_streams()

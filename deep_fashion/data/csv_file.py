@@ -131,6 +131,7 @@ class CsvFile:
         sample = self._sample()
         self._skipped, separator = self._preamble(sample)
         sample = sample[self._skipped:]
+        _check_header(sample[0], self.path)
         self.delimiter = find_delimiter(sample, csv_format.delimiter or separator, self.path)
         if self.delimiter != ',' and not csv_format.delimiter:
             self.notes.append(f"{self.path}: cells are separated by {DELIMITERS.get(self.delimiter, repr(self.delimiter))}")
@@ -149,6 +150,13 @@ class CsvFile:
 
 # %% ../../nbs/11_data.csv_file.ipynb #8fcd9ced
 _SAMPLE = 200 # lines
+_MAX_COLUMNS, _MAX_HEADER = 5000, 2**19 # columns; characters
+
+def _check_header(line, path):
+    "Raise `InputError` if no table has a header like `line`, before time is spent on it."
+    columns = 1 + max(map(line.count, DELIMITERS))
+    if columns > _MAX_COLUMNS: raise InputError(f"{path}: the header has {columns:,} columns; at most {_MAX_COLUMNS:,} can be read")
+    if len(line) > _MAX_HEADER: raise InputError(f"{path}: the header has {len(line):,} characters; at most {_MAX_HEADER:,} can be read")
 
 @patch
 def _sample(self:CsvFile):
@@ -158,6 +166,7 @@ def _sample(self:CsvFile):
         found.append(line)
         if len(found) == _SAMPLE: break
     lines.close()
+    _check_header(next((line for line in found if line.strip(' ,;\t|\r\n')), ''), self.path)
     if '\0' in ''.join(found): raise InputError(f"{self.path}: is not text; save it as CSV, UTF-8")
     if not ''.join(found).strip(' ,;\t|\r\n'):
         raise InputError(f"{self.path}: is empty; expected a header line such as filename,neck,pattern")

@@ -8,11 +8,12 @@ __all__ = ['Photo', 'PhotoPath', 'OpenPhoto', 'default_workers', 'in_threads', '
 # %% ../../nbs/27_data.loaders.ipynb #fe9610fc
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from fastai.data.all import *
 from fastai.vision.all import *
 
 from ..core import InputError
-from .photo import open_photo
+from .photo import open_photo, use_photo
 from .vocab import EncodeAttributes, RowLabels
 from .pixel_cache import PixelCache, Squish, resized
 
@@ -123,10 +124,14 @@ def _pixels(self:PhotoDL, s):
     item = getattr(photos.items, 'iloc', photos.items)[s]
     source = compose_tfms(item, photos.tfms.fs[:-1], split_idx=photos.tfms.split_idx)
     key = self.cache.key(source) if self.cache and self.cache.size == size and isinstance(source, (str, Path)) else None
-    if key not in self.keys: return TensorImage(resized(Photo.create(source), size))
+    if key not in self.keys: return TensorImage(_resized(source, size))
     pixels = self.cache.read(key)
-    if pixels is None: self.cache.write(key, pixels := resized(Photo.create(source), size))
+    if pixels is None: self.cache.write(key, pixels := _resized(source, size))
     return TensorImage(pixels)
+
+def _resized(source, size):
+    if isinstance(source, (str, bytes, Path)): return use_photo(source, partial(resized, size=size))
+    return resized(Photo.create(source), size)
 
 @patch
 def _finished(self:PhotoDL, s, pixels):

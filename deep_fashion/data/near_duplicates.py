@@ -7,18 +7,18 @@ __all__ = ['MAX_PHOTOS_COMPARED', 'photo_facts', 'similar_pairs', 'duplicate_gro
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #ec43f9f1
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .photo import open_photo
+from .photo import use_photo
 from .table import Table
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #9926aaf7
-def _facts_of(path):
+def _facts_of(photo):
     # Imported here and below, since to tag photos neither imagehash nor SciPy is needed.
     import imagehash
-    photo = open_photo(path)
     pixels = np.asarray(photo.resize((64, 64), 4), dtype=np.float32)
     parts = pixels.reshape(8, 8, 8, 8, 3).mean((1, 3))
     return dict(width=photo.width, height=photo.height, contrast=pixels.std((0, 1)).mean(), outline=parts.std((0, 1)).mean(),
@@ -31,7 +31,8 @@ def photo_facts(
     paths = [table.img_dir/name for name in table.rows.filename]
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor() as pool:
-        facts = tqdm(pool.map(_facts_of, paths), total=len(paths), desc='looking for duplicates', unit=' photos', leave=False)
+        facts = pool.map(partial(use_photo, function=_facts_of), paths)
+        facts = tqdm(facts, total=len(paths), desc='looking for duplicates', unit=' photos', leave=False)
         return pd.DataFrame(list(facts))
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #6440acc8

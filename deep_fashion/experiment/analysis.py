@@ -7,11 +7,10 @@ __all__ = ['audit_summary', 'write_findings', 'predictions_of_run', 'analyze']
 
 # %% ../../nbs/90_experiment.analysis.ipynb #c47b30e1
 import warnings
-from contextlib import suppress
 from pathlib import Path
 import pandas as pd
 
-from ..core import InputError, counted, new_folder, safe_file_name, whole_file, write_csv, write_json
+from ..core import InputError, counted, safe_file_name, whole_file, whole_folder, write_csv, write_json
 from ..settings import takes_settings
 from ..commands import AnalyzeSettings
 from ..run import Run
@@ -104,16 +103,14 @@ def analyze(
     `near_duplicates.csv`, `unusable_photos.csv`, `summary.json`, plots and, with `run`, `label_errors.csv` to `out`.
 
     Raises `InputError` if the table or the run cannot be used or `out` holds something already."""
-    out = new_folder(settings.out)
-    try: table = _read(settings)
-    except BaseException:
-        # No trace of an audit that could not begin.
-        with suppress(OSError): out.rmdir()
-        raise
+    with whole_folder(settings.out) as out: return _analyzed(settings, out)
+
+def _analyzed(settings, out):
+    table = _read(settings)
     products = find_products(table, settings.group_column, settings.group_pattern)
     table.notes.append(products.note)
     predictions = predictions_of_run(settings.run, table, settings.csv_path) if settings.run else None
-    warnings.warn(products.note, stacklevel=3)
+    warnings.warn(products.note, stacklevel=4)
     findings = audit_table(table, products.of_row, predictions, settings.title_column, facts=products.facts)
     write_findings(out, table, findings)
     summary = audit_summary(table, findings)

@@ -6,7 +6,7 @@
 __all__ = ['demo']
 
 # %% ../../nbs/91_experiment.demo.ipynb #afef3656
-from ..core import new_folder
+from ..core import claimed_folder
 from ..settings import takes_settings
 from ..commands import DemoSettings
 from ..run import Run
@@ -20,7 +20,9 @@ def demo(
     settings:DemoSettings, # The folder to write to
 ) -> Run:
     "Train a tagger on sample photos, and tag another photo with it. Raises `InputError` if the folder is in use."
-    out = new_folder(settings.out)
+    with claimed_folder(settings.out, ['samples', 'run', 'photo.jpg', 'labelled.png', 'photo.csv']) as out: return _demo(out)
+
+def _demo(out):
     samples = make_samples(out/'samples', n=500)
     run = train_tagger('run', samples/'attributes.csv', samples/'images', names=samples/'names.json', epochs=8, pretrained=False, size=96,
                        learning_rate=4e-3, num_workers=0, runs_dir=out)

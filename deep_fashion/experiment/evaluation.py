@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core import MISSING, InputError, closest, counted, new_file, shorten_list, versions, write_json
+from ..core import MISSING, InputError, closest, counted, new_file, shorten_list, versions, whole_file, write_json
 from ..settings import takes_settings
 from ..commands import EvaluateSettings
 from ..data.csv_dialect import CsvFormat
@@ -182,10 +182,13 @@ def evaluate(
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
-        _write_page(page, learn, table, scored, settings, notes, recognised)
-        write_json(out, dict(model=str(settings.model), csv_path=str(settings.csv_path), rows_dropped=len(table.dropped),
-                             seen_in_training=seen, unknown_labels=_as_records(unknown),
-                             **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab)))
+        found = dict(model=str(settings.model), csv_path=str(settings.csv_path), rows_dropped=len(table.dropped),
+                     seen_in_training=seen, unknown_labels=_as_records(unknown),
+                     **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab))
+        # Both or none, so that the same command can be given again.
+        with whole_file(page) as new_page, whole_file(out) as new_scores:
+            _write_page(new_page, learn, table, scored, settings, notes, recognised)
+            write_json(new_scores, found)
     return scores
 
 def _notes_on_unknown(unknown, vocab, source):

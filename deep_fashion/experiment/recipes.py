@@ -153,7 +153,7 @@ def fit_layers(
 ) -> RunCheckpoint:
     "Train the layers of `learn` in epochs, from where an earlier run was stopped."
     settings, state = training.settings, load_checkpoint(checkpoint_path, learn)
-    checkpoint = RunCheckpoint(checkpoint_path, history_path, state, keep)
+    checkpoint = RunCheckpoint(checkpoint_path, history_path, state, keep, training.run.origin)
     phases = training_phases(settings.has_weights, training.plan.epochs, settings.freeze_epochs, chosen_rate(training.run, learn))
     fit_phases(learn, phases, checkpoint, settings.random_seed, state)
     learn.model.load_state_dict(checkpoint.best_model)

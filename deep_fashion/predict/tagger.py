@@ -19,7 +19,7 @@ from fasttransform import compose_tfms
 
 from ..core import InputError
 from ..run import Run, model_file
-from ..data.photo import open_photo
+from ..data.photo import use_photo
 from ..data.pixel_cache import Squish, resized
 from ..data.loaders import Photo, default_workers, in_threads
 from ..model.precision import fast_inference, keep_freed_memory
@@ -61,7 +61,7 @@ class PhotoFiles(torch.utils.data.Dataset):
     def __len__(self): return len(self.paths)
 
     def __getitem__(self, i):
-        try: return i, self.to_pixels(open_photo(self.paths[i]))
+        try: return i, use_photo(self.paths[i], self.to_pixels)
         except InputError as e: return i, str(e)
 
     def __getitems__(self, indices):

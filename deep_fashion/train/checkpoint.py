@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['hash_seed', 'seed_epoch', 'EpochSeeds', 'epoch_rank', 'sample_batches', 'RunHistory', 'save_checkpoint',
-           'load_checkpoint', 'RunCheckpoint']
+           'check_checkpoint', 'load_checkpoint', 'RunCheckpoint']
 
 # %% ../../nbs/55_train.checkpoint.ipynb #7cb4d973
 import hashlib
 import random
+import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 import numpy as np
@@ -100,11 +102,27 @@ def save_checkpoint(
     phase:int, # Number of the phase of training
     history:RunHistory, # Of all epochs, this one included
     best_model:dict, # The state dictionary to keep
+    origin:str='', # Identifies the run
 ) -> None:
     "Write all that is needed to resume training after this epoch."
-    state = dict(phase=phase, epoch=learn.epoch, history=history.rows, steps=history.steps, model=learn.model.state_dict(),
+    state = dict(origin=origin, phase=phase, epoch=learn.epoch, history=history.rows, steps=history.steps, model=learn.model.state_dict(),
                  best_model=best_model, optimizer=[dict(o) for o in learn.opt.state_dict()['state']])
     with whole_file(path) as f: torch.save(state, f)
+
+def check_checkpoint(
+    path, # As `save_checkpoint` writes it
+    origin:str='', # Identifies the run
+) -> None:
+    "Raises `InputError` if a byte of the file has changed, or it is of another run. It need not exist."
+    if not Path(path).exists(): return
+    # A damaged archive can raise anything.
+    try:
+        with zipfile.ZipFile(path) as archive: is_damaged = archive.testzip()
+        state = None if is_damaged else torch.load(path, mmap=True, map_location='cpu', weights_only=True)
+    except Exception: state = None
+    way_out = "put back the right one, or remove it to train from the start"
+    if not isinstance(state, dict): raise InputError(f"{path}: is damaged, or no checkpoint; {way_out}")
+    if state.get('origin', origin) != origin: raise InputError(f"{path}: is the checkpoint of another run; {way_out}")
 
 def load_checkpoint(
     path, # As `save_checkpoint` writes it
@@ -116,8 +134,10 @@ def load_checkpoint(
     if not Path(path).exists(): return None
     try:
         state = torch.load(path, map_location=learn.dls.device, weights_only=True)
-        # After training, the file holds the weights alone.
-        if 'phase' not in state: return None
+        if 'phase' not in state:
+            warnings.warn(f"{path}: holds the weights that training ended with, and no state to continue from; training starts again",
+                          stacklevel=2)
+            return None
         learn.model.load_state_dict(state['model'])
     except (RuntimeError, EOFError, UnpicklingError, TypeError) as e:
         raise InputError(f"{path}: cannot be read as a checkpoint ({type(e).__name__}); remove it to train from the start") from e
@@ -133,7 +153,9 @@ class RunCheckpoint(Callback):
         history_path:Path, # File of the history, a CSV
         state:dict=None, # An earlier checkpoint to resume from
         keep:str='best', # The epoch whose weights are kept: the 'best' on the validation photos, or the 'last'
+        origin:str='', # Identifies the run
     ):
+        self.origin = origin
         self.checkpoint_path, self.history_path, self.keep = Path(checkpoint_path), Path(history_path), keep
         self.history = RunHistory(state['history'], state['steps']) if state else RunHistory()
         self.best_model = state['best_model'] if state else None
@@ -150,5 +172,5 @@ class RunCheckpoint(Callback):
         history.steps += sample_batches(len(history.rows), recorder.lrs[self.recorded:], recorder.losses[self.recorded:])
         self.recorded = len(recorder.lrs)
         history.rows.append(dict(phase=self.phase_name, epoch=self.epoch, **scores, best=best))
-        save_checkpoint(self.checkpoint_path, self.learn, self.phase, history, self.best_model)
+        save_checkpoint(self.checkpoint_path, self.learn, self.phase, history, self.best_model, self.origin)
         write_csv(self.history_path, history.epochs)
