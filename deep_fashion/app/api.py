@@ -19,7 +19,7 @@ from ..core import MISSING, requires_extra, versions
 from ..train.learner import AttributeLearner
 from ..predict.tagger import load_tagger
 from .serving import BOUNDS, Bounds, Guard, Refusal, Serving, listen, read_password, refusal_response
-from .tagging import Batcher, tag_files
+from .tagging import Batcher, leave_a_core, tag_files
 
 # %% ../../nbs/94_app.api.ipynb #f9b6a38e
 class Upload(NamedTuple):
@@ -223,4 +223,4 @@ def serve_api(
     except BaseException:
         listening.close()
         raise
-    return Serving(Guard(api, password), listening)
+    return Serving(Guard(api, password), listening, [leave_a_core()])

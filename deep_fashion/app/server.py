@@ -21,7 +21,7 @@ from ..core import MISSING, InputError, requires_extra, write_csv
 from ..train.learner import AttributeLearner
 from ..predict.tagger import load_tagger
 from .serving import BOUNDS, Guard, Refusal, Serving, listen, read_password, refusal_response
-from .tagging import tag_files
+from .tagging import leave_a_core, tag_files
 from .api import read_uploads
 from .files import KEPT_SECONDS, TABLE, Corrections, PageFolder
 from .views import (APP_CSS, PHOTO_ALONE, PhotoSession, bars_html, overview_html, shown_photo, small_copy, spaced,
@@ -312,4 +312,4 @@ def serve_app(
     except BaseException:
         listening.close()
         raise
-    return Serving(Guard(app, password, endless=f'{_API}/heartbeat/'), listening, [temporary.cleanup])
+    return Serving(Guard(app, password, endless=f'{_API}/heartbeat/'), listening, [temporary.cleanup, leave_a_core()])
