@@ -67,6 +67,7 @@ from .report.tables import *
 from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
+from .predict.bundle import *
 from .predict.tagger import *
 from .predict.evidence import *
 from .predict.tags import *

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'InputError', 'shorten_list', 'closest', 'nearest', 'counted', 'new_file', 'new_folder', 'whole_file',
-           'write_json', 'write_csv', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions',
-           'requires_extra']
+           'whole_folder', 'write_json', 'write_csv', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle',
+           'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
 import difflib
@@ -13,8 +13,9 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, ModuleType
@@ -112,6 +113,32 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+# %% ../nbs/00_core.ipynb #664e99a5
+@contextmanager
+def whole_folder(
+    path, # A new folder, or an empty one
+):
+    """Yield a temporary folder that becomes `path` if the block ends without an error and is deleted otherwise.
+
+    Raises `InputError` if `path` is not empty or cannot be written."""
+    path = Path(path)
+    is_new = not path.exists()
+    new_folder(path)
+    try: temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
+    except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror}); name a folder you may write to") from e
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        # Not every system renames a folder to one that exists.
+        path.rmdir()
+        temporary.rename(path)
+    except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            # Not if it was written; only an empty folder is removed.
+            with suppress(OSError): path.rmdir()
 
 # %% ../nbs/00_core.ipynb #bc17ae05
 MISSING = '#N/A'
