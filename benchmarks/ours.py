@@ -74,7 +74,7 @@ def export(args):
 
 def tag(args):
     "From files to a CSV: the time for all photos less the time for the first few."
-    from deep_fashion.predict.tagger import photo_names
+    from deep_fashion.predict.photo_list import photo_names
     from deep_fashion.predict.tags import tag
 
     names = photo_names(args.img_dir)[: args.limit]

@@ -32,6 +32,7 @@ from .data.products import *
 from .data.split import *
 from .data.corrections import *
 from .data.training_set import *
+from .data.classes import *
 from .data.vocab import *
 from .data.pixel_cache import *
 from .data.loaders import *
@@ -68,8 +69,9 @@ from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
 from .predict.bundle import *
-from .predict.tagger import *
+from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.tagger import *
 from .predict.tags import *
 from .predict.openvino import *
 from .experiment.plan import *

@@ -7,11 +7,8 @@ __all__ = ['MAX_PHOTOS_COMPARED', 'photo_facts', 'similar_pairs', 'duplicate_gro
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #ec43f9f1
 from concurrent.futures import ThreadPoolExecutor
-import imagehash
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from .photo import open_photo
@@ -19,6 +16,8 @@ from .table import Table
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #9926aaf7
 def _facts_of(path):
+    # Imported here and below, since to tag photos neither imagehash nor SciPy is needed.
+    import imagehash
     photo = open_photo(path)
     pixels = np.asarray(photo.resize((64, 64), 4), dtype=np.float32)
     parts = pixels.reshape(8, 8, 8, 8, 3).mean((1, 3))
@@ -61,6 +60,8 @@ def duplicate_groups(
     facts:pd.DataFrame, # As `photo_facts` returns them
 ) -> np.ndarray: # Shape (photos,), from 0; a photo without near-duplicates has a group of its own
     "The group of near-duplicates that each photo belongs to."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
     pairs = similar_pairs(facts)
     links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(facts),)*2)
     return connected_components(links, directed=False)[1]

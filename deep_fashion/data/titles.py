@@ -11,7 +11,6 @@ import re
 from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold
 
 # %% ../../nbs/18_data.titles.ipynb #0390a449
 def title_words(
@@ -89,6 +88,8 @@ def cross_validate_titles(
     **kwargs, # Arguments of `TitleWords`
 ) -> dict: # `photos`, `coverage`, and `precision`, which is None where no title indicates a class
     "How reliable labels from titles are on products that the words were not learned from."
+    # Imported here, since taggers that only combine titles need no scikit-learn.
+    from sklearn.model_selection import GroupKFold
     rows = pd.DataFrame(dict(title=list(titles), label=list(labels), group=list(groups)))
     rows = rows.dropna(subset='label').reset_index(drop=True)
     folds = min(folds, rows.group.nunique())

@@ -45,9 +45,10 @@ def predict_table(
     probabilities = torch.cat([found for _, found, _ in tqdm(batches, total=total, desc='scoring', unit=' batches', leave=False)])
     if settings.group_column or settings.group_pattern:
         products = find_products(table, settings.group_column, settings.group_pattern).of_row
-        probabilities = average_products(probabilities, products, learn.vocab)
+        probabilities = torch.from_numpy(average_products(probabilities, products, learn.vocab))
     if not settings.use_titles: return probabilities
-    return combine_titles(probabilities, table.rows[settings.title_column or 'filename'], learn.title_words, learn.vocab)
+    titles = table.rows[settings.title_column or 'filename']
+    return torch.from_numpy(combine_titles(probabilities, titles, learn.title_words, learn.vocab))
 
 # %% ../../nbs/89_experiment.evaluation.ipynb #6c8a7717
 def read_labelled(

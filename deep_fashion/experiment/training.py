@@ -22,8 +22,7 @@ from ..run import RUN_FILES, Run, check_resumed, claimed_run, record_settings
 from ..data.training_set import TrainingSet, read_training_set
 from ..data.seen import SeenPhotos
 from ..model.body import default_arch
-from ..metrics.calibration import fit_temperatures
-from ..metrics.selective import confidences_of
+from ..metrics.calibration import confidences_of, fit_temperatures
 from ..metrics.scores import detailed_scores, score_table
 from ..train.learner import AttributeLearner
 from ..evaluate.interpretation import predictions_table
@@ -98,7 +97,7 @@ def learn_from_titles(
         test = np.ones(len(rows), bool) if fold is None else np.array(rows.fold == fold)
         train = ~data.rows.is_valid if fold is None else data.rows.fold != fold
         words = learn_titles(data.titles[train], data.rows[train], data.products[train], attributes)
-        combined[test] = combine_titles(probabilities[test], title_of[test], words, learn.vocab)
+        combined[test] = torch.from_numpy(combine_titles(probabilities[test], title_of[test], words, learn.vocab))
     scores = score_table(learn.loss_func.decodes(combined), learn.vocab.encode_rows(rows), learn.vocab)
     return dict(with_titles=scores_as_dict(scores))
 

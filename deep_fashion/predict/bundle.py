@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..core import MISSING, InputError, versions, whole_folder
 from ..run import BUNDLE_FILE
+from ..data.classes import AttributeVocab
 
 # %% ../../nbs/76_predict.bundle.ipynb #bd9f886c
 class _Strict(BaseModel):
@@ -185,9 +186,8 @@ class BundleDescription(_Strict):
         if any(a.confidences is None for a in self.attributes): return None
         return {a.name: (a.confidences.array, a.correct.array) for a in self.attributes}
 
-    def vocab(self):
-        "The attributes and their classes, as an `AttributeVocab`."
-        from deep_fashion.data.vocab import AttributeVocab
+    def vocab(self) -> AttributeVocab:
+        "The attributes and their classes."
         # A class for missing labels is added by the vocabulary.
         last = -1 if self.missing == 'class' else None
         names = {a.name: a.names for a in self.attributes if a.names}

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from ..core import InputError, counted, new_file, requires_extra, whole_file
 from ..model.precision import has_fast_bfloat16, has_fast_int8
-from .tagger import load_tagger, photo_names, predict_files
+from .photo_list import photo_names
+from .tagger import load_tagger, predict_files
 
 # %% ../../nbs/83_predict.openvino.ipynb #bb6c3dae
 _MOST_STREAMS = 8

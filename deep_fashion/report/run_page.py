@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..core import InputError, whole_file
 from ..data.photo import open_photo
 from ..data.table import Table
-from ..metrics.selective import confidences_of
+from ..metrics.calibration import confidences_of
 from ..metrics.scores import confusion_matrices
 from ..train.learner import AttributeLearner
 from ..evaluate.explanation import grad_cam, overlaid
