@@ -43,6 +43,7 @@ from .model.body import *
 from .model.crops import *
 from .model.network import *
 from .model.loss import *
+from .model.openvino_body import *
 from .metrics.bootstrap import *
 from .metrics.calibration import *
 from .metrics.selective import *
@@ -71,6 +72,8 @@ from .report.audit_page import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.card import *
+from .predict.saving import *
 from .predict.tagger import *
 from .predict.tags import *
 from .predict.openvino import *

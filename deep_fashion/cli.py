@@ -145,7 +145,7 @@ def _print_spread(metrics):
 def run_test(settings:PhotoSettings) -> int:
     "Tag one photo."
     from deep_fashion.predict.tags import tag_photo
-    names, indices, probabilities = tag_photo(settings.model, settings.input, settings.out_image, settings.out_csv, settings.explain)
+    names, indices, probabilities = tag_photo(*dict(settings).values())
     width = max(map(len, names))
     for (attribute, name), i in zip(names.items(), indices):
         print(f"{attribute:{width}}  {name}  {float(probabilities[attribute][int(i)]):.0%}")
@@ -190,7 +190,7 @@ def _free_name(name):
 def run_convert(settings:ConvertSettings) -> int:
     "Convert a tagger for OpenVINO."
     from deep_fashion.predict.openvino import convert_tagger
-    agreement = convert_tagger(**dict(settings))
+    agreement = convert_tagger(settings)
     for attribute, row in agreement.iterrows():
         print(f"{attribute}: {row.agreement:.1%} of the labels agree with the 32-bit tagger, "
               f"on {counted(int(row.photos), 'photo')} it was not calibrated on")
@@ -200,7 +200,7 @@ def run_convert(settings:ConvertSettings) -> int:
 def run_app(settings:AppSettings) -> int:
     "Serve the page in the browser."
     from deep_fashion.app.server import serve_app
-    page = serve_app(settings.model, settings.port, settings.corrections, wait=False)
+    page = serve_app(settings.model, settings.port, settings.corrections, wait=False, trust=settings.trust)
     print(f"the page is at http://127.0.0.1:{settings.port} until you press Ctrl-C; corrections go to {settings.corrections}", flush=True)
     # Gradio's own way to wait ends as if nothing had been stopped.
     try:
@@ -245,8 +245,8 @@ COMMANDS = [
     Command('convert', run_convert, ConvertSettings, "make a tagger faster on CPUs",
             "Convert a tagger for OpenVINO, in 8 or 16 bits, and report how many labels stay the same. "
             "Needs the extra: pip install 'deep_fashion[fast]'.",
-            ("convert --model runs/first --img_dir new --out fast.pkl",
-             "convert --model runs/first --img_dir new --out half.pkl --precision bfloat16")),
+            ("convert --model runs/first --img_dir new --out fast",
+             "convert --model runs/first --img_dir new --out half --precision bfloat16")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
             ("demo", "demo --out elsewhere"))]

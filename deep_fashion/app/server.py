@@ -310,10 +310,11 @@ def _launch(page, port):
 
 # %% ../../nbs/97_app.server.ipynb #37e1ded6
 def serve_app(
-    model, # A learner exported by `Learner.export`
+    model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
     port:int=7860, # The port on this computer
     corrections='corrections.csv', # A CSV file for corrections; existing ones are kept
     wait:bool=True, # Return only when the server is stopped from the keyboard
+    trust:bool=False, # Load an exported learner whatever code it holds
 ):
     """Serve the page on the loopback address. Returns the running `gradio.Blocks`.
 
@@ -321,7 +322,7 @@ def serve_app(
     # Without Gradio there is no need to load the model.
     _gradio()
     if not 0 < port < 65536: raise InputError(f"port is a number from 1 to 65535, not {port}")
-    learn = load_tagger(model)
+    learn = load_tagger(model, trust)
     kept = Corrections(corrections, learn.vocab.attributes)
     folder = tempfile.TemporaryDirectory(prefix='deep_fashion-app-')
     # Gradio stores uploads in the folder that this variable names.

@@ -65,8 +65,13 @@ class TitleWords:
         labels, # The label of each, None or NaN where missing
     ) -> "TitleWords":
         "Learn the words that indicate a class, and keep them in `words_`."
-        self.words_ = indicative_words(titles, labels, self.min_precision, self.min_photos)
-        self._label = dict(zip(self.words_.word, self.words_.label))
+        return self.use(indicative_words(titles, labels, self.min_precision, self.min_photos))
+
+    def use(self,
+        words:pd.DataFrame, # As `indicative_words` returns them
+    ) -> "TitleWords":
+        "Predict by words that were learned before."
+        self.words_, self._label = words, dict(zip(words.word, words.label))
         return self
 
     def predict(self,

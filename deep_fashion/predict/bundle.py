@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..core import MISSING, InputError, versions, whole_folder
 from ..run import BUNDLE_FILE
+from ..data.titles import TitleWords
 from ..data.classes import AttributeVocab
 
 # %% ../../nbs/76_predict.bundle.ipynb #bd9f886c
@@ -185,6 +187,13 @@ class BundleDescription(_Strict):
         "attribute -> confidences and whether they were right, as `confidences_of` returns them; None without."
         if any(a.confidences is None for a in self.attributes): return None
         return {a.name: (a.confidences.array, a.correct.array) for a in self.attributes}
+
+    @property
+    def title_words(self) -> dict|None:
+        "attribute -> `TitleWords` and their precision, as `learn_titles` returns it; None without."
+        columns = ['word', 'label', 'photos', 'precision']
+        return {a.name: (TitleWords(a.titles.min_precision, a.titles.min_photos).use(pd.DataFrame(a.titles.words, columns=columns)),
+                         a.titles.precision) for a in self.attributes if a.titles} or None
 
     def vocab(self) -> AttributeVocab:
         "The attributes and their classes."

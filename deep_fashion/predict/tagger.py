@@ -24,13 +24,16 @@ from ..data.pixel_cache import Squish, resized
 from ..data.loaders import Photo, default_workers, in_threads
 from ..model.precision import fast_inference, keep_freed_memory
 from ..train.learner import AttributeLearner
+from .saving import load_bundle
 
 # %% ../../nbs/80_predict.tagger.ipynb #86d1fef3
 def load_tagger(
-    path, # A learner exported by `Learner.export`, or the folder of a run
+    path, # The folder of a run, a bundle, or a learner exported by `Learner.export`
+    trust:bool=False, # Load an exported learner whatever code it holds
 ) -> AttributeLearner:
-    "The learner in `path`, on the CPU. Raises `InputError` if there is none, or one of another kind."
+    "The learner in `path`, on the CPU. Raises `InputError` if there is none, one of another kind, or one that may run code."
     path = model_file(path)
+    if path.is_dir(): return load_bundle(path)
     if not path.is_file(): raise InputError(f"model {path}: no such file")
     try:
         with warnings.catch_warnings():
