@@ -129,6 +129,8 @@ def whole_folder(
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror}); name a folder you may write to") from e
     try:
         yield temporary
+        # Some libraries write files that only their owner can read, as `mkdtemp` makes folders.
+        for file in temporary.iterdir(): file.chmod(0o666 & ~_umask())
         temporary.chmod(0o777 & ~_umask())
         # Not every system renames a folder to one that exists.
         path.rmdir()
