@@ -58,11 +58,12 @@ fastai.learner: AvgLoss AvgMetric AvgSmoothLoss CastToTensor Recorder
 fastai.vision.augment: AffineCoordTfm Brightness Contrast CropPad Dihedral Flip Hue LightingTfm RandomCrop RandomErasing
 fastai.vision.augment: RandomResizedCrop RandomResizedCropGPU Resize ResizeMethod Rotate Saturation SpaceTfm Warp Zoom
 fastai.vision.augment: _BrightnessLogit _ContrastLogit _Hue _SaturationLogit _WarpCoord
+fastcore.basics: fastuple
 fastcore.foundation: L
 fasttransform.transform: Pipeline""")
 
 _REFERRED = _names("""
-PIL.Image: Image
+PIL.Image: Image Resampling
 builtins: bool bytes dict float int list object print set str tuple
 deep_fashion.data.loaders: Photo
 deep_fashion.data.vocab: TensorAttributes
@@ -315,7 +316,8 @@ def _newobj(self):
         self.stack[-1] = None
         return
     _require(isinstance(kind, type) and kind in self.made and type(arguments) is tuple, "an object of unknown kind")
-    plain = issubclass(kind, (tuple, str)) and all(type(o) in (int, float, str) for o in arguments)
+    items = arguments[0] if len(arguments) == 1 and type(arguments[0]) is tuple else arguments
+    plain = issubclass(kind, (tuple, str)) and all(type(o) in (int, float, str) for o in items)
     _require(not arguments or plain, "an object made of others")
     self.stack[-1] = kind.__new__(kind, *arguments)
 

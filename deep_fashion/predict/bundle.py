@@ -224,7 +224,8 @@ class BundleDescription(_Strict):
     @property
     def scores(self) -> dict|None:
         "The content of `metrics.json`."
-        return self.metrics and self.metrics.model_dump(exclude_unset=True)
+        if self.metrics is None: return None
+        return {name: value for name, value in self.metrics.model_dump().items() if value is not None}
 
     @property
     def confidences(self) -> dict|None:
