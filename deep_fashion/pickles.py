@@ -194,13 +194,12 @@ def _size(sizes):
     _require(type(sizes) is tuple and _are_counts(sizes), "a shape of unknown sizes")
     return importlib.import_module('torch').Size(sizes)
 
-_METHODS = {('fastai.data.core', 'FilteredBase', 'dataloaders'), ('fastai.torch_core', 'TensorImage', 'lighting'),
-            *(('fastai.vision.augment', kind, 'before_call') for kind in ('AffineCoordTfm', 'RandTransform', 'SpaceTfm'))}
+_METHODS = {'fastai.data.core': ('dataloaders',), 'fastai.torch_core': ('affine_coord', 'lighting'),
+            'fastai.vision.augment': ('before_call',)}
 
 def _attribute(kind, name):
     if isinstance(kind, enum.EnumMeta): return kind[name]
-    where = getattr(kind, '__module__', None), getattr(kind, '__qualname__', None), name
-    _require(isinstance(kind, type) and type(name) is str and where in _METHODS, f"reads {'.'.join(map(str, where))[:80]}")
+    _require(isinstance(kind, type) and name in _METHODS.get(kind.__module__, ()), f"reads {str(name)[:40]} of {str(kind)[:80]}")
     return getattr(kind, name)
 
 def _method(function, owner):
