@@ -170,7 +170,7 @@ def evaluate(
     out = settings.out and new_file(settings.out)
     page = out and new_file(out.with_suffix('.html'))
     if out and page == out: raise InputError(f"out {out}: the report is written under this name; name a JSON file")
-    learn = load_tagger(settings.model)
+    learn = load_tagger(settings.model, settings.trust)
     if settings.use_titles: check_titles(learn, settings.model)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
     recognised = find_products(table, settings.group_column, settings.group_pattern)

@@ -7,6 +7,7 @@ __all__ = ['start_training', 'check_checkpoints', 'calibrated_probabilities', 'l
            'keep_results', 'write_report', 'train_tagger']
 
 # %% ../../nbs/87_experiment.training.ipynb #5769103c
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -32,6 +33,7 @@ from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.plots import plot_history, save_figure
 from ..report.tables import confusions_as_dict, scores_as_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
+from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
 from ..predict.evidence import combine_titles, learn_titles
 from .plan import TrainingPlan, training_plan
@@ -154,6 +156,13 @@ def seen_photos(
     return SeenPhotos.of([data.table.img_dir/name for name in data.rows.filename], data.products, trained)
 
 # %% ../../nbs/87_experiment.training.ipynb #0455c07a
+def _keep_bundle(learn, folder):
+    # Left by an attempt that was stopped before the run was complete.
+    shutil.rmtree(folder, ignore_errors=True)
+    try: save_bundle(learn, folder)
+    # What was trained is never lost: it is exported all the same.
+    except InputError as e: warnings.warn(f"{folder} is not written: {e}", stacklevel=4)
+
 def keep_results(
     training:Training, # Settings, plan and photos
     learn:AttributeLearner, # Trained
@@ -168,8 +177,10 @@ def keep_results(
     write_csv(run.file('predictions'), predictions_table(rows, probabilities, learn.vocab))
     write_csv(run.file('history'), outcome.history)
     write_json(run.file('metrics'), run_metrics(training, learn, outcome, probabilities))
+    learn.scores = run.metrics
     save_figure(plot_history(outcome.history), training.loss_graph_path)
-    # The model appears last: a run that has it needs nothing but its report.
+    _keep_bundle(learn, run.file('bundle'))
+    # The exported learner appears last: a run that has it needs nothing but its report.
     with whole_file(run.file('model')) as f:
         learn.export(f.absolute())
         with whole_file(training.checkpoint_path) as weights: torch.save(learn.model.state_dict(), weights)
