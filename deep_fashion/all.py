@@ -14,6 +14,7 @@ from .settings import *
 from .run import *
 from .commands import *
 from .terminal import *
+from .pickles import *
 from .text import *
 from .data.photo_memory import *
 from .data.csv_dialect import *
@@ -45,6 +46,7 @@ from .model.body import *
 from .model.crops import *
 from .model.network import *
 from .model.loss import *
+from .model.openvino_body import *
 from .metrics.bootstrap import *
 from .metrics.calibration import *
 from .metrics.selective import *
@@ -70,9 +72,12 @@ from .report.tables import *
 from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
+from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.card import *
 from .predict.journal import *
+from .predict.saving import *
 from .predict.tagger import *
 from .predict.predictions import *
 from .predict.tags import *

@@ -149,7 +149,7 @@ def _print_spread(metrics):
 def run_test(settings:PhotoSettings) -> int:
     "Tag one photo."
     from deep_fashion.predict.tags import tag_photo
-    names, indices, probabilities = tag_photo(settings.model, settings.input, settings.out_image, settings.out_csv, settings.explain)
+    names, indices, probabilities = tag_photo(*dict(settings).values())
     width = max(map(len, names))
     for (attribute, name), i in zip(names.items(), indices):
         print(f"{attribute:{width}}  {name}  {float(probabilities[attribute][int(i)]):.0%}")
@@ -194,7 +194,7 @@ def _free_name(name):
 def run_convert(settings:ConvertSettings) -> int:
     "Convert a tagger for OpenVINO."
     from deep_fashion.predict.openvino import convert_tagger
-    agreement = convert_tagger(**dict(settings))
+    agreement = convert_tagger(settings)
     for attribute, row in agreement.iterrows():
         print(f"{attribute}: {row.agreement:.1%} of the labels agree with the 32-bit tagger, "
               f"on {counted(int(row.photos), 'photo')} it was not calibrated on")
@@ -257,8 +257,8 @@ COMMANDS = [
     Command('convert', run_convert, ConvertSettings, "make a tagger faster on CPUs",
             "Convert a tagger for OpenVINO, in 8 or 16 bits, and report how many labels stay the same. "
             "Needs the extra: pip install 'deep_fashion[fast]'.",
-            ("convert --model runs/first --img_dir new --out fast.pkl",
-             "convert --model runs/first --img_dir new --out half.pkl --precision bfloat16")),
+            ("convert --model runs/first --img_dir new --out fast",
+             "convert --model runs/first --img_dir new --out half --precision bfloat16")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
             ("demo", "demo --out elsewhere"))]

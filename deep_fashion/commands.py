@@ -49,6 +49,7 @@ class TagSettings(CommandSettings):
     batch_size: int = common.batch_size
     num_workers: int|None = common.num_workers
     bfloat16: bool|None = common.bfloat16
+    trust: bool = common.trust
 
 class EvaluateSettings(CommandSettings):
     "What scoring a tagger can be given."
@@ -67,6 +68,7 @@ class EvaluateSettings(CommandSettings):
     batch_size: int = common.batch_size
     num_workers: int|None = common.num_workers
     bfloat16: bool|None = common.bfloat16
+    trust: bool = common.trust
 
 # %% ../nbs/06_commands.ipynb #17f65bdb
 class PhotoSettings(CommandSettings):
@@ -76,16 +78,18 @@ class PhotoSettings(CommandSettings):
     out_image: Path|None = option(None, "new file for the labelled picture", metavar='PNG')
     out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", metavar='CSV')
     explain: bool = option(False, "draw into the labelled picture where the evidence for each attribute lies")
+    trust: bool = common.trust
 
 class ConvertSettings(CommandSettings):
     "What a conversion for OpenVINO can be given."
     model: Path = common.model
     img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", metavar='DIR')
-    out: Path = option(..., "new file for the converted tagger", metavar='PKL')
+    out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", metavar='DIR')
     precision: Literal['bfloat16', 'int8'] = option('int8', "number format the network computes in")
     csv_path: Path|None = common.photo_list
     photos: int = option(300, "photos to calibrate on, and as many again to compare on", metavar='N', ge=1)
     random_seed: int = option(42, "the same seed takes the same photos", metavar='N', ge=0, lt=2**32)
+    trust: bool = common.trust
 
 _HOST = option('127.0.0.1', "address of this computer to serve at; one that others can reach, such as 0.0.0.0, takes a password",
                metavar='ADDRESS')
@@ -99,6 +103,7 @@ class AppSettings(CommandSettings):
     corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", metavar='CSV')
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
+    trust: bool = common.trust
 
 class ServeSettings(CommandSettings):
     "What the interface for other programs can be given."
@@ -106,6 +111,7 @@ class ServeSettings(CommandSettings):
     port: int = option(8000, "port on this computer", metavar='N', ge=1, le=65535)
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
+    trust: bool = common.trust
 
 class DemoSettings(CommandSettings):
     "What the demo can be given."

@@ -175,16 +175,30 @@ def _umask() -> int:
 def whole_folder(
     path, # A folder for new files
 ):
-    "Yield a folder whose files come to `path` if the block ends without an error. Raises `InputError` as `new_folder` does."
+    "Yield a folder that becomes `path` if the block ends without an error. Raises `InputError` as `new_folder` does."
     is_new, path = not Path(path).exists(), new_folder(path)
-    temporary = Path(tempfile.mkdtemp(dir=path, prefix=UNFINISHED))
+    # One that was there before is filled, since it may be mounted; a new one appears with all its files.
+    start = f'.{path.name[:40]}{UNFINISHED}' if is_new else UNFINISHED
+    if is_new: _remove_stale(path.parent, start)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent if is_new else path, prefix=start))
     try:
         with _in_use(temporary):
             yield temporary
-            for entry in list(temporary.iterdir()): os.replace(entry, path/entry.name)
+            _make_readable(temporary)
+            if is_new: _replace_empty(temporary, path)
+            else:
+                for entry in list(temporary.iterdir()): os.replace(entry, path/entry.name)
     finally:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         if is_new: _remove_if_empty(path)
+
+def _make_readable(folder):
+    "Give a folder and its files the permissions of new ones; `mkdtemp` and some libraries make what only the owner can read."
+    for entry in [folder, *folder.rglob('*')]: entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
+
+def _replace_empty(temporary, path):
+    path.rmdir()
+    temporary.rename(path)
 
 @contextmanager
 def claimed_folder(

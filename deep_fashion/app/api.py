@@ -207,10 +207,11 @@ def _add_tag(api, problems, bounds):
 
 # %% ../../nbs/94_app.api.ipynb #32da8c2b
 def serve_api(
-    model, # A learner exported by `Learner.export`, or the folder of a run
+    model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
     port:int=8000, # From 1 to 65535
     host:str='127.0.0.1', # An address of this computer; others than its own can be reached from elsewhere and need a password
     password_file=None, # A text file with the password (default: `DEEP_FASHION_PASSWORD` in the environment, if it is set)
+    trust:bool=False, # Load an exported learner whatever code it holds
 ) -> Serving:
     """Serve tags. Returns the running server.
 
@@ -219,7 +220,7 @@ def serve_api(
     _fastapi()
     password = read_password(password_file)
     listening = listen(host, port, password)
-    try: api = build_api(load_tagger(model), Path(model).resolve().name, password is not None)
+    try: api = build_api(load_tagger(model, trust), Path(model).resolve().name, password is not None)
     except BaseException:
         listening.close()
         raise

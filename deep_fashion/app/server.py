@@ -287,11 +287,12 @@ def _application(blocks, folder):
 
 # %% ../../nbs/97_app.server.ipynb #37e1ded6
 def serve_app(
-    model, # A learner exported by `Learner.export`, or the folder of a run
+    model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
     port:int=7860, # From 1 to 65535
     corrections='corrections.csv', # A CSV file for corrections; existing ones are kept
     host:str='127.0.0.1', # An address of this computer; others than its own can be reached from elsewhere and need a password
     password_file=None, # A text file with the password (default: `DEEP_FASHION_PASSWORD` in the environment, if it is set)
+    trust:bool=False, # Load an exported learner whatever code it holds
 ) -> Serving:
     """Serve the page. Returns the running server.
 
@@ -302,7 +303,7 @@ def serve_app(
     password = read_password(password_file)
     listening = listen(host, port, password)
     try:
-        learn = load_tagger(model)
+        learn = load_tagger(model, trust)
         kept = Corrections(corrections, learn.vocab.attributes)
         temporary = tempfile.TemporaryDirectory(prefix='deep_fashion-app-', ignore_cleanup_errors=True)
         # Gradio accepts files in the folder that this variable names.

@@ -36,11 +36,12 @@ from .predictions import LISTED, Predictions
 
 # %% ../../nbs/82_predict.tags.ipynb #7434c5c8
 def open_tagger(
-    model, # The folder of a run, or an exported Learner
+    model, # The folder of a run, a bundle, or an exported Learner
+    trust:bool=False, # Load an exported Learner whatever code it holds
 ):
     "The tagger in `model`. Raises `InputError` if there is none."
     from deep_fashion.predict.tagger import load_tagger
-    return load_tagger(model)
+    return load_tagger(model, trust)
 
 # %% ../../nbs/82_predict.tags.ipynb #559b7318
 def check_titles(
@@ -220,7 +221,7 @@ def tag(
         if not partial.exists() or not file.exists(): new_file(file)
     photos = PhotoList(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column],
                        CsvFormat(settings.filename_column, settings.delimiter, settings.encoding))
-    total, tagger = len(photos), open_tagger(settings.model)
+    total, tagger = len(photos), open_tagger(settings.model, settings.trust)
     thresholds = tag_thresholds(tagger, settings.min_precision, settings.model)
     if settings.use_titles: check_titles(tagger, settings.model)
     with _journal(settings, photos) as journal:
@@ -239,17 +240,18 @@ def _draw(tagger, photo, probabilities, explain, out_image):
     save_figure(plot_labelled(open_photo(photo), probabilities, tagger.vocab, maps), out_image)
 
 def tag_photo(
-    model, # A learner exported by `Learner.export`, or the folder of a run
+    model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
     photo, # An image file
     out_image=None, # A new PNG file: the photo with its attributes
     out_csv=None, # A new CSV file: `filename` and one column per attribute
     explain:bool=False, # Draw into `out_image` a map of the evidence for each attribute
+    trust:bool=False, # Load an exported learner whatever code it holds
 ) -> tuple: # As `AttributeLearner.predict` returns it
     "Tag one photo. Raises `InputError` if the model or the photo cannot be read, or a file to be written exists."
     if explain and not out_image: raise InputError("explain: the maps of evidence are drawn into the labelled picture; name it (out_image)")
     out_image, out_csv = out_image and new_file(out_image), out_csv and new_file(out_csv)
     if out_image and out_image == out_csv: raise InputError(f"{out_csv}: is named for both picture and row; name two files")
-    tagger = open_tagger(model)
+    tagger = open_tagger(model, trust)
     names, indices, probabilities = tagger.predict(photo)
     if out_image: _draw(tagger, photo, probabilities, explain, out_image)
     if out_csv:
