@@ -183,6 +183,11 @@ class BundleDescription(_Strict):
         return [len(a.classes) for a in self.attributes]
 
     @property
+    def is_exported(self) -> bool:
+        "Whether the bundle holds the graph of `deep_fashion export`, without what a learner is made from."
+        return self.engine != 'torch' and 'weights.safetensors' not in self.files
+
+    @property
     def confidences(self) -> dict|None:
         "attribute -> confidences and whether they were right, as `confidences_of` returns them; None without."
         if any(a.confidences is None for a in self.attributes): return None

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..core import MISSING, InputError, new_file, whole_file, write_csv
 from ..settings import takes_settings
+from ..run import model_file
 from ..commands import TagSettings
 from ..data.csv_dialect import CsvFormat
 from ..data.photo import open_photo
@@ -29,17 +30,22 @@ from ..data.folder import printable_name
 from ..data.products import products_of
 from ..data.classes import AttributeVocab
 from ..metrics.selective import confidence_thresholds
+from .bundle import read_bundle
 from .photo_list import PhotoList, name_fault
 from .evidence import average_batches, combine_titles
+from .runtime import RuntimeTagger
 
 # %% ../../nbs/82_predict.tags.ipynb #7434c5c8
 def open_tagger(
     model, # The folder of a run, a bundle, or an exported Learner
     trust:bool=False, # Load an exported Learner whatever code it holds
 ):
-    "The tagger in `model`. Raises `InputError` if there is none."
+    "The tagger in `model`: a `RuntimeTagger` if it was exported, or else an `AttributeLearner`. Raises `InputError` if there is none."
+    path = model_file(model)
+    if path.is_dir() and read_bundle(path).is_exported: return RuntimeTagger(path)
+    # Imported here, since an exported tagger needs no PyTorch.
     from deep_fashion.predict.tagger import load_tagger
-    return load_tagger(model, trust)
+    return load_tagger(path, trust)
 
 # %% ../../nbs/82_predict.tags.ipynb #597607e3
 _LISTED = 'name in the list' # column of rows; `filename` is the file
@@ -249,6 +255,8 @@ def tag_photo(
     out_image, out_csv = out_image and new_file(out_image), out_csv and new_file(out_csv)
     if out_image and out_image == out_csv: raise InputError(f"{out_csv}: is named for both picture and row; name two files")
     tagger = open_tagger(model, trust)
+    if explain and isinstance(tagger, RuntimeTagger):
+        raise InputError(f"explain: model {model} was exported, without what maps of evidence need; give the tagger it was exported from")
     names, indices, probabilities = tagger.predict(photo)
     if out_image: _draw(tagger, photo, probabilities, explain, out_image)
     if out_csv:
