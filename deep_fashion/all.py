@@ -13,6 +13,7 @@ from .settings import *
 from .run import *
 from .commands import *
 from .terminal import *
+from .pickles import *
 from .text import *
 from .data.csv_dialect import *
 from .data.photo import *

@@ -74,6 +74,15 @@ class TitleWords:
         self.words_, self._label = words, dict(zip(words.word, words.label))
         return self
 
+    # As plain lists, since a pickle of pandas is not for every version of pandas.
+    def __getstate__(self): return {**vars(self), 'words_': self.words_.to_dict('list')} if '_label' in vars(self) else vars(self)
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if '_label' not in state or isinstance(self.words_, pd.DataFrame): return
+        # A safe loader knows no data frames, as earlier versions kept; what predicts is kept beside.
+        words = self.words_ or dict(word=list(self._label), label=list(self._label.values()), photos=0, precision=self.min_precision)
+        self.words_ = pd.DataFrame(words)
+
     def predict(self,
         titles, # Titles, or file names
     ) -> list:

@@ -73,7 +73,9 @@ class OpenVINOBody(nn.Module):
         if self.needs_int8 and not has_fast_int8():
             raise InputError("this tagger was converted on a processor with instructions for 8 bits, which this one lacks; "
                              "convert the original here")
-        return _compiled_requests(self.xml, self.weights, self.streams)
+        try: return _compiled_requests(self.xml, self.weights, self.streams)
+        except RuntimeError as e: raise InputError("this tagger's network for OpenVINO is damaged or of another version "
+                                                   f"({str(e).splitlines()[-1][:100]}); convert the original again") from None
 
     def __getstate__(self): return {**self.__dict__, '_idle': None, '_compiling': None}
     def __setstate__(self, state): super().__setstate__({**state, '_compiling': Lock()})

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'CARD_FILE', 'PackedArray', 'TitleFacts', 'AttributeFacts', 'CropFacts', 'NetworkFacts', 'LossFacts',
-           'SeenFacts', 'BundleDescription', 'read_description', 'write_bundle', 'read_bundle']
+           'SeenFacts', 'ScoreFacts', 'SpreadFacts', 'MetricFacts', 'BundleDescription', 'first_error',
+           'read_description', 'write_bundle', 'read_bundle']
 
-# %% ../../nbs/76_predict.bundle.ipynb #e64e9f3d
+# %% ../../nbs/76_predict.bundle.ipynb #2fe217ed
 import base64
 import binascii
 import hashlib
@@ -16,7 +17,7 @@ import re
 import stat
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -158,6 +159,44 @@ class SeenFacts(_Strict):
         _require({o.dtype for o in (self.photos, self.products, self.others)} == {'uint64'}, "hashes should be of type uint64")
         return self
 
+# %% ../../nbs/76_predict.bundle.ipynb #4a447c5b
+_Number = Annotated[float|None, Field(ge=-1e9, le=1e9)]
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+class _Open(BaseModel):
+    model_config = ConfigDict(frozen=True, extra='allow', strict=True, allow_inf_nan=False)
+
+class ScoreFacts(_Open):
+    "Scores of one attribute, or their mean."
+    photos: _Count
+    accuracy: _Number
+    majority_accuracy: _Number
+    macro_f1: _Number
+    majority_macro_f1: _Number
+    macro_f1_low: _Number
+    macro_f1_high: _Number
+    calibration_error: _Number
+    coverage_at_95: _Number
+
+class SpreadFacts(_Open):
+    "A score over the folds."
+    mean: _Number
+    lowest: _Number
+    highest: _Number
+
+class MetricFacts(_Open):
+    "Scores on photos that the network was not trained on."
+    training_photos: _Count|None = None
+    attributes: dict[_Label, ScoreFacts] = {}
+    mean: ScoreFacts|None = None
+    folds: dict[str, SpreadFacts]|None = None
+    confusion: dict[_Label, dict[_Label, dict[_Label, _Count]]]|None = None
+
+    @model_validator(mode='after')
+    def _agrees(self):
+        _require(not self.folds or {'accuracy', 'macro_f1'} <= set(self.folds), "folds lack accuracy or macro_f1")
+        return self
+
 # %% ../../nbs/76_predict.bundle.ipynb #0e689f98
 BUNDLE_FORMAT = 1 # to be increased when an older version could not read a description
 
@@ -173,7 +212,7 @@ class BundleDescription(_Strict):
     batch_size: int = Field(32, ge=1, le=2**16) # Of its loaders
     plain: bool = False # Whether fastai's own loaders are used
     seen: SeenFacts|None = None # The photos of training
-    metrics: dict[str, Any]|None = None # As in `metrics.json`
+    metrics: MetricFacts|None = None # As in `metrics.json`
     versions: dict[str, str|None] = Field(default_factory=versions) # Of the libraries it was made with
     created: str|None = Field(None, pattern=r'^\d{4}-\d\d-\d\d$') # Date
 
@@ -186,6 +225,12 @@ class BundleDescription(_Strict):
     def is_exported(self) -> bool:
         "Whether the bundle holds the graph of `deep_fashion export`, without what a learner is made from."
         return self.engine != 'torch' and 'weights.safetensors' not in self.files
+
+    @property
+    def scores(self) -> dict|None:
+        "The content of `metrics.json`."
+        if self.metrics is None: return None
+        return {name: value for name, value in self.metrics.model_dump().items() if value is not None}
 
     @property
     def confidences(self) -> dict|None:
@@ -247,8 +292,10 @@ def _depth(value):
                  for o in (parent.values() if isinstance(parent, dict) else parent) if isinstance(o, (dict, list))]
     return depth
 
-def _in_one_line(error):
-    "Where the first error of pydantic is, and what."
+def first_error(
+    error:ValidationError, # Of a description
+) -> str:
+    "Where the first error is, and what."
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = '.'.join(map(str, first['loc']))[:100]
     return f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(': ')
@@ -266,7 +313,7 @@ def read_description(
         if type(version) is int and version > BUNDLE_FORMAT:
             raise InputError(f"was made by a newer version of deep_fashion (format {version}, this one reads {BUNDLE_FORMAT}); upgrade")
         return BundleDescription.model_validate_json(text)
-    except ValidationError as e: raise InputError(f"is damaged ({_in_one_line(e)})") from None
+    except ValidationError as e: raise InputError(f"is damaged ({first_error(e)})") from None
     except InputError: raise
     except (ValueError, RecursionError) as e: raise InputError(f"is damaged ({' '.join(str(e).split())[:200]})") from None
 

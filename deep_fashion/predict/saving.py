@@ -21,8 +21,10 @@ from fastai.learner import Learner
 from fastai.torch_core import no_random
 from fastcore.basics import patch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import get_model_weights
 
 from ..core import InputError, shorten_list
 from ..data.vocab import AttributeVocab, EncodeAttributes, RowLabels
@@ -38,7 +40,7 @@ from ..model.loss import AttributeLoss
 from ..model.openvino_body import OpenVINOBody
 from ..train.learner import AttributeLearner, learner_of
 from .bundle import (AttributeFacts, BundleDescription, CropFacts, LossFacts, NetworkFacts, PackedArray, SeenFacts,
-                                         TitleFacts, read_bundle, write_bundle)
+                                         TitleFacts, first_error, read_bundle, write_bundle)
 from .card import model_card
 
 # %% ../../nbs/79_predict.saving.ipynb #81437285
@@ -121,6 +123,10 @@ def describe_learner(
     learn:AttributeLearner, # A trained learner
 ) -> BundleDescription:
     "What a bundle holds of a learner beside its parameters. Raises `InputError` if it has something that cannot be described."
+    try: return _described(learn)
+    except ValidationError as e: raise _refusal(first_error(e)) from None
+
+def _described(learn):
     if type(learn) is not AttributeLearner: raise _refusal(f"it is a {type(learn).__name__}, not an AttributeLearner")
     if type(learn.vocab) is not AttributeVocab: raise _refusal(f"its vocabulary is a {type(learn.vocab).__name__}")
     dl = learn.dls.valid
@@ -161,18 +167,29 @@ def _check_tensors(expected, found):
         if name not in found: raise InputError(f"the weights lack {name}")
         if name not in expected: raise InputError(f"the weights have {name}, which the architecture lacks")
         a, b = expected[name], found[name]
+        if b.is_floating_point() and not b.isfinite().all(): raise InputError(f"{name} of the weights has numbers that are not finite")
         if a.shape != b.shape or a.dtype != b.dtype:
             raise InputError(f"{name} of the weights is of type {b.dtype} and shape {tuple(b.shape)}, that of the architecture of "
                              f"{a.dtype} and {tuple(a.shape)}")
+
+def _check_memory(description, tensors, bodies):
+    "Raises `InputError` unless the network has the tensors of the file."
+    try:
+        with torch.device('meta'): return _check_tensors(_new_model(description, bodies).state_dict(), tensors)
+    # Some of torchvision's networks calculate with tensors while they are built.
+    except (NotImplementedError, RuntimeError): pass
+    arch, n = description.network.arch, sum(tensor.numel() for tensor in tensors.values())
+    if description.network.source != 'torchvision' or get_model_weights(arch).DEFAULT.meta['num_params'] > 2*n:
+        raise InputError(f"the weights have {n} numbers, too few for {arch}")
 
 def _checked_model(description, tensors, bodies):
     "The network with its parameters. Raises `InputError` if description and parameters do not belong together."
     facts = description.network
     if not bodies and (facts.arch is None or arch_source(facts.arch) != facts.source):
         raise InputError(f"arch {facts.arch}: {facts.source} has no such architecture")
-    with torch.device('meta'): skeleton = _new_model(description, bodies)
-    _check_tensors(skeleton.state_dict(), tensors)
+    _check_memory(description, tensors, bodies)
     model = _new_model(description, bodies)
+    _check_tensors(model.state_dict(), tensors)
     model.load_state_dict(tensors)
     found = _network_facts(model, facts.arch, facts.size, facts.bfloat16).model_copy(update=dict(channels_last=facts.channels_last))
     if found != facts or model.temperatures.tolist() != [a.temperature for a in description.attributes]:
@@ -207,7 +224,7 @@ def restore_learner(
     speed = Speed(bfloat16=facts.bfloat16, channels_last=facts.channels_last)
     learn = learner_of(dls, model, description.plain, speed, loss_func=_new_loss(description.loss, vocab.sizes))
     majority = [a.majority for a in description.attributes]
-    learn.arch, learn.majority, learn.scores = facts.arch, None if None in majority else majority, description.metrics
+    learn.arch, learn.majority, learn.scores = facts.arch, None if None in majority else majority, description.scores
     learn.confidences, learn.title_words, seen = description.confidences, description.title_words, description.seen
     learn.seen = seen and SeenPhotos(seen.photos.array, seen.products.array, seen.others.array)
     return learn
@@ -256,7 +273,17 @@ def save_bundle(
 
 def _writer(content): return lambda path: path.write_bytes(content)
 
-# %% ../../nbs/79_predict.saving.ipynb #07957326
+# %% ../../nbs/79_predict.saving.ipynb #ec8047b2
+def _check_body(body, facts):
+    "Raise `InputError` unless a converted body computes the features that were described."
+    height, width = (facts.crops[0].height, facts.crops[0].width) if facts.crops else facts.size
+    if facts.crops and not facts.has_map: height = width = 224
+    try: found = tuple(body(torch.zeros(1, 3, height, width)).shape)
+    except InputError: raise
+    except Exception as e: raise InputError(f"its converted network cannot be computed ({type(e).__name__})") from None
+    if found[:2] != (1, facts.features) or len(found) != (4 if facts.has_map else 2):
+        raise InputError(f"its converted network has features of shape {found}, not those described")
+
 def load_bundle(
     folder, # A bundle
 ) -> AttributeLearner: # On the CPU, without data
@@ -273,7 +300,9 @@ def load_bundle(
     except Exception as e: raise InputError(f"model {folder}: weights.safetensors is damaged ({type(e).__name__})") from None
     contents = [[(folder/f'body-{i}.{end}').read_bytes() for end in ('xml', 'bin')] for i in range(n)]
     bodies = [OpenVINOBody(*content, needs_int8=description.network.needs_int8) for content in contents]
-    try: return restore_learner(description, tensors, bodies)
+    try:
+        for body in bodies: _check_body(body, description.network)
+        return restore_learner(description, tensors, bodies)
     except InputError as e: raise InputError(f"model {folder}: {e}") from None
 
 @patch(cls_method=True)

@@ -19,6 +19,7 @@ from fasttransform import compose_tfms
 
 from ..core import InputError
 from ..run import Run, model_file
+from ..pickles import load_pickle
 from ..data.photo import open_photo
 from ..data.pixel_cache import Squish, resized
 from ..data.loaders import Photo, default_workers, in_threads
@@ -35,16 +36,28 @@ def load_tagger(
     path = model_file(path)
     if path.is_dir(): return load_bundle(path)
     if not path.is_file(): raise InputError(f"model {path}: no such file")
+    learn = _load_trusted(path) if trust else load_pickle(path)
+    if not isinstance(learn, AttributeLearner):
+        raise InputError(f"model {path}: holds a {type(learn).__name__}, not an AttributeLearner; expected a learn.pkl")
+    return _on_cpu(path, learn)
+
+def _load_trusted(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            learn = load_learner(path)
+            return load_learner(path)
     # Unpickling a file of another format can raise anything.
     except Exception as e:
         raise InputError(f"model {path}: is no tagger made by deep_fashion ({type(e).__name__}); "
-                         "expected a run's folder or its learn.pkl") from e
-    if not isinstance(learn, AttributeLearner):
-        raise InputError(f"model {path}: holds a {type(learn).__name__}, not an AttributeLearner; expected a learn.pkl")
+                         "expected a run's folder, a bundle or a learn.pkl") from e
+
+def _on_cpu(path, learn):
+    "As `load_learner` leaves it. Raises `InputError` if its parts are not those of a learner."
+    try:
+        learn.dls.cpu()
+        parts = (learn.vocab.sizes, learn.model.sizes, learn.dls.valid.after_item.fs, learn.activation, learn.bfloat16)
+    except Exception as e: raise InputError(f"model {path}: is damaged ({type(e).__name__}); export it again") from None
+    if parts[0] != parts[1]: raise InputError(f"model {path}: is damaged (its network has other classes); export it again")
     return learn
 
 # %% ../../nbs/80_predict.tagger.ipynb #cab84d64
