@@ -79,9 +79,13 @@ from .predict.card import *
 from .predict.journal import *
 from .predict.saving import *
 from .predict.tagger import *
+from .predict.graph import *
+from .predict.pixels import *
 from .predict.predictions import *
+from .predict.runtime import *
 from .predict.tags import *
 from .predict.openvino import *
+from .predict.export import *
 from .experiment.plan import *
 from .experiment.recipes import *
 from .experiment.training import *

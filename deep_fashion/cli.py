@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test',
-           'run_tag', 'run_evaluate', 'run_convert', 'run_app', 'run_serve', 'run_demo', 'with_config', 'command_line',
-           'main']
+           'run_tag', 'run_evaluate', 'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'with_config',
+           'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -27,8 +27,8 @@ with handling_stops():
     from deep_fashion.core import InputError, counted, shorten_list
     from deep_fashion.settings import GROUPS, Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
-    from deep_fashion.commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, PhotoSettings,
-                                       ServeSettings, TagSettings)
+    from deep_fashion.commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, ExportSettings,
+                                       PhotoSettings, ServeSettings, TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):
@@ -201,6 +201,16 @@ def run_convert(settings:ConvertSettings) -> int:
     print(f"converted: {settings.out}")
     return 0
 
+def run_export(settings:ExportSettings) -> int:
+    "Export a tagger for a runtime without PyTorch."
+    from deep_fashion.predict.export import export_tagger
+    comparison = export_tagger(settings)
+    for attribute, row in comparison.iterrows():
+        print(f"{attribute}: {row.agreement:.1%} of the labels agree with PyTorch, on {counted(int(row.photos), 'photo')}; "
+              f"probabilities differ by {row.difference:.1g} at most")
+    print(f"exported: {settings.out}")
+    return 0
+
 def run_app(settings:AppSettings) -> int:
     "Serve the page in the browser."
     from deep_fashion.app.server import serve_app
@@ -259,6 +269,11 @@ COMMANDS = [
             "Needs the extra: pip install 'deep_fashion[fast]'.",
             ("convert --model runs/first --img_dir new --out fast",
              "convert --model runs/first --img_dir new --out half --precision bfloat16")),
+    Command('export', run_export, ExportSettings, "make a tagger that needs no PyTorch",
+            "Write a tagger as one graph for ONNX Runtime or OpenVINO, in a folder that tag, test and evaluate take as --model, "
+            "and compare its labels with PyTorch's. Needs the extra: pip install 'deep_fashion[export]'; for OpenVINO [fast], too.",
+            ("export --model runs/first --img_dir new --out first-onnx",
+             "export --model runs/first --img_dir new --out first-openvino --format openvino")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
             ("demo", "demo --out elsewhere"))]

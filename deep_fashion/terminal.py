@@ -91,6 +91,8 @@ def fault_line(
     if isinstance(error, MemoryError) or _lacks(error, _NO_MEMORY) or getattr(error, 'errno', None) == errno.ENOMEM:
         return "out of memory; close other programs, or lower batch_size, size or num_workers, where the command has them"
     if _is_of_locale(error): return "a file name has characters that this locale cannot express; use one in UTF-8, such as LC_ALL=C.UTF-8"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error.name} is not installed; all that this needs comes with: pip install deep_fashion"
     if _lacks(error, _NO_SPACE): return f"{getattr(error, 'filename', 'a file')}: could not be written completely; is the disk full?"
     return _in_one_line(_line_of_system(error)) if isinstance(error, OSError) else None
 

@@ -58,6 +58,7 @@ def _evidence(model, photo, targets, size):
 # %% ../../nbs/60_evaluate.explanation.ipynb #8af2aaf3
 def _explainable_networks(learn):
     "The networks of a tagger. Raises `InputError` if they are not differentiable or have no feature maps."
+    if not hasattr(learn, 'model'): raise InputError("an exported tagger cannot be explained; use the tagger it was exported from")
     networks = list(getattr(learn.model, 'models', [learn.model]))
     if not all(any(True for _ in network.body.parameters()) for network in networks):
         raise InputError("a converted tagger cannot be explained; use the learn.pkl it was converted from")

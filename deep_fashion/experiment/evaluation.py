@@ -9,9 +9,12 @@ __all__ = ['predict_table', 'read_labelled', 'nearest_label', 'drop_unknown_labe
 # %% ../../nbs/89_experiment.evaluation.ipynb #23022552
 import warnings
 from dataclasses import replace
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+
+import deep_fashion.predict.tagger # noqa: F401 (gives learners `predict_paths`)
 
 from ..core import MISSING, InputError, closest, counted, new_file, shorten_list, versions, whole_file, write_json
 from ..settings import takes_settings
@@ -28,9 +31,8 @@ from ..evaluate.interpretation import predictions_table
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.tables import confusions_as_dict, scores_as_dict
 from ..report.run_page import RunReport, ScoredPhotos, write_run_page
-from ..predict.tagger import load_tagger, predict_files
 from ..predict.evidence import average_products, combine_titles
-from ..predict.tags import check_titles
+from ..predict.tags import check_titles, open_tagger
 
 # %% ../../nbs/89_experiment.evaluation.ipynb #8e7a12aa
 def predict_table(
@@ -40,9 +42,9 @@ def predict_table(
 ) -> torch.Tensor: # Probabilities of all attributes (photos, sum of sizes), in the order of the rows
     "Predictions for the photos of a table."
     paths = [table.img_dir/name for name in table.rows.filename]
-    batches = predict_files(learn, paths, settings.batch_size, settings.num_workers, settings.bfloat16)
-    total = -(-len(paths)//settings.batch_size)
-    probabilities = torch.cat([found for _, found, _ in tqdm(batches, total=total, desc='scoring', unit=' batches', leave=False)])
+    batches = learn.predict_paths(paths, settings.batch_size, settings.num_workers, settings.bfloat16)
+    batches = tqdm(batches, total=-(-len(paths)//settings.batch_size), desc='scoring', unit=' batches', leave=False)
+    probabilities = torch.from_numpy(np.concatenate([found for _, found, _ in batches]))
     if settings.group_column or settings.group_pattern:
         products = find_products(table, settings.group_column, settings.group_pattern).of_row
         probabilities = torch.from_numpy(average_products(probabilities, products, learn.vocab))
@@ -170,7 +172,7 @@ def evaluate(
     out = settings.out and new_file(settings.out)
     page = out and new_file(out.with_suffix('.html'))
     if out and page == out: raise InputError(f"out {out}: the report is written under this name; name a JSON file")
-    learn = load_tagger(settings.model, settings.trust)
+    learn = open_tagger(settings.model, settings.trust)
     if settings.use_titles: check_titles(learn, settings.model)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
     recognised = find_products(table, settings.group_column, settings.group_pattern)

@@ -222,6 +222,11 @@ class BundleDescription(_Strict):
         return [len(a.classes) for a in self.attributes]
 
     @property
+    def is_exported(self) -> bool:
+        "Whether the bundle holds the graph of `deep_fashion export`, without what a learner is made from."
+        return self.engine != 'torch' and 'weights.safetensors' not in self.files
+
+    @property
     def scores(self) -> dict|None:
         "The content of `metrics.json`."
         if self.metrics is None: return None

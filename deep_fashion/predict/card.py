@@ -140,13 +140,19 @@ It is not known: no scores were kept with it. `deep_fashion evaluate` scores it 
 ```sh
 deep_fashion tag --model THIS_FOLDER --img_dir photos --out_csv tags.csv
 ```
-{% if engine == 'onnx' %}{% else %}
+
 ```python
+{% if exported -%}
+from deep_fashion.predict.tags import open_tagger
+
+names, indices, probabilities = open_tagger('THIS_FOLDER').predict('photo.jpg')
+{%- else -%}
 from deep_fashion.all import *
 
 names, indices, probabilities = Learner.from_bundle('THIS_FOLDER').predict('photo.jpg')
+{%- endif %}
 ```
-{% endif %}
+
 Nothing in this folder is code. `sha256sum -c SHA256SUMS` shows whether a file was altered.
 
 ## Technical
@@ -182,4 +188,4 @@ def model_card(
         attributes=description.attributes, class_names=lambda a: [_named(a, label) for label in a.classes], scores=scores,
         photos=metrics.get('training_photos'), products=description.seen and len(description.seen.products.array),
         method=_method(metrics), folds=metrics.get('folds'), limits=list(_limits(description)), engine=description.engine,
-        network=description.network, created=description.created, made_with=made_with)
+        network=description.network, created=description.created, made_with=made_with, exported=description.is_exported)

@@ -289,7 +289,9 @@ def load_bundle(
 ) -> AttributeLearner: # On the CPU, without data
     "The learner in a bundle. Raises `InputError` if a file was altered or is no part of a tagger, or is for another engine."
     folder, description = Path(folder), read_bundle(folder)
-    if description.engine == 'onnx': raise InputError(f"model {folder}: is for ONNX, without what fastai needs; give the original tagger")
+    if description.is_exported:
+        raise InputError(f"model {folder}: was exported for {description.engine}, which tag, test and evaluate can use; "
+                         "for anything else, give the tagger it was exported from")
     n = (description.network.networks or 1) if description.engine == 'openvino' else 0
     if sorted(description.files) != sorted(['weights.safetensors', *(f'body-{i}.{end}' for i in range(n) for end in ('xml', 'bin'))]):
         raise InputError(f"model {folder}: has other files than a tagger for {description.engine}: {shorten_list(description.files)}")

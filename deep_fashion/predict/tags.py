@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..core import MISSING, CsvWriter, InputError, new_file, versions, whole_file, write_csv
 from ..settings import takes_settings
+from ..run import model_file
 from ..commands import TagSettings
 from ..run import model_file
 from ..data.csv_dialect import CsvFormat
@@ -29,19 +30,24 @@ from ..data.folder import printable_name
 from ..data.products import products_of
 from ..data.classes import AttributeVocab
 from ..metrics.selective import confidence_thresholds
+from .bundle import read_bundle
 from .photo_list import PhotoList
 from .evidence import average_batches, combine_titles
 from .journal import Journal, content_digest
 from .predictions import LISTED, Predictions
+from .runtime import RuntimeTagger
 
 # %% ../../nbs/82_predict.tags.ipynb #7434c5c8
 def open_tagger(
     model, # The folder of a run, a bundle, or an exported Learner
     trust:bool=False, # Load an exported Learner whatever code it holds
 ):
-    "The tagger in `model`. Raises `InputError` if there is none."
+    "The tagger in `model`: a `RuntimeTagger` if it was exported, or else an `AttributeLearner`. Raises `InputError` if there is none."
+    path = model_file(model)
+    if path.is_dir() and read_bundle(path).is_exported: return RuntimeTagger(path)
+    # Imported here, since an exported tagger needs no PyTorch.
     from deep_fashion.predict.tagger import load_tagger
-    return load_tagger(model, trust)
+    return load_tagger(path, trust)
 
 # %% ../../nbs/82_predict.tags.ipynb #559b7318
 def check_titles(
@@ -252,6 +258,8 @@ def tag_photo(
     out_image, out_csv = out_image and new_file(out_image), out_csv and new_file(out_csv)
     if out_image and out_image == out_csv: raise InputError(f"{out_csv}: is named for both picture and row; name two files")
     tagger = open_tagger(model, trust)
+    if explain and isinstance(tagger, RuntimeTagger):
+        raise InputError(f"explain: model {model} was exported, without what maps of evidence need; give the tagger it was exported from")
     names, indices, probabilities = tagger.predict(photo)
     if out_image: _draw(tagger, photo, probabilities, explain, out_image)
     if out_csv:

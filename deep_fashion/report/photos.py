@@ -9,6 +9,7 @@ __all__ = ['MAX_ATTRIBUTES', 'plot_labelled', 'plot_shares', 'plot_examples']
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from ..core import MISSING, InputError, shorten_list
 from ..text import literal_text, one_line
@@ -65,9 +66,9 @@ def _draw_bars(ax, attribute, rows):
 
 def _most_probable(attribute, probabilities, vocab, n):
     "Names and probabilities of the `n` most probable classes."
-    values, indices = probabilities.topk(min(n, len(probabilities)))
-    names = vocab.class_names(attribute)
-    return [('no label' if names[i] == MISSING else names[i], float(p)) for p, i in zip(values, indices)]
+    values, names = np.asarray(probabilities), vocab.class_names(attribute)
+    indices = np.argsort(-values, kind='stable')[:n]
+    return [('no label' if names[i] == MISSING else names[i], float(values[i])) for i in indices]
 
 # %% ../../nbs/71_report.photos.ipynb #f24f877a
 def _shares_of(table, attribute):
