@@ -256,7 +256,7 @@ SETITEMS ADDITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLO
 def _renamed(module, name):
     "The names that Python 2 used, which pickles of protocol 2 have."
     module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
-    return (module, 'str') if (module, name) == ('builtins', 'unicode') else (module, name)
+    return module, {'unicode': 'str', 'long': 'int'}.get(name, name) if module == 'builtins' else name
 
 def _is_allowed(module, name):
     module, name = _renamed(module, name)
