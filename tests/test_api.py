@@ -215,7 +215,9 @@ def test_a_bug_is_an_answer_and_one_line(learn, photo, capsys):
     try:
         def broken(_): raise KeyError("bug")
         api.state.batcher.tag = broken
-        for _ in range(3): assert ask(server.url, ("a.jpg", photo)).status_code == 500
+        for _ in range(3):
+            answer = ask(server.url, ("a.jpg", photo))
+            assert answer.status_code == 500 and answer.json()["detail"].startswith("unexpected error")
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "waiting": 0}
     finally: server.close()
     printed = capsys.readouterr().err.splitlines()

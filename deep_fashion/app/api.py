@@ -18,7 +18,7 @@ from .. import __version__
 from ..core import MISSING, requires_extra, versions
 from ..train.learner import AttributeLearner
 from ..predict.tagger import load_tagger
-from .serving import BOUNDS, Bounds, Guard, Refusal, Serving, listen, read_password, refusal_response
+from .serving import BOUNDS, Bounds, Guard, Refusal, Serving, failure, listen, read_password, refusal_response
 from .tagging import Batcher, leave_a_core, tag_files
 
 # %% ../../nbs/94_app.api.ipynb #f9b6a38e
@@ -174,8 +174,9 @@ def build_api(
     depends = [fastapi.Depends(HTTPBasic(auto_error=False))] if has_password else []
     api = fastapi.FastAPI(title='deep_fashion', version=__version__, description="Tags of fashion photos.", lifespan=lifespan,
                           docs_url=None, redoc_url=None, dependencies=depends)
-    async def refused(_, error): return refusal_response(error)
-    api.add_exception_handler(Refusal, refused)
+    async def refused(_, error): return refusal_response(error if isinstance(error, Refusal) else failure())
+    # FastAPI raises other errors again after the answer, so that the guard can report them.
+    for kind in (Refusal, Exception): api.add_exception_handler(kind, refused)
     _add_tag(api, _problems(403, 408, 413, 415, 422, has_password=has_password), bounds)
     _add_facts(api, _problems(has_password=has_password), _version(learn, name))
     return api

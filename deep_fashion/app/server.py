@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections import deque
 from contextlib import asynccontextmanager, contextmanager
 from html import escape
 from pathlib import Path
@@ -224,9 +225,15 @@ def connect(self:AppPage):
     ui.save.click(self.correct, [ui.session, ui.chosen, *ui.fixes], [*overview, ui.bars, *ui.fixes], **options)
 
 # %% ../../nbs/97_app.server.ipynb #9dd84dbd
-_MOST_EVENTS = 100
+_MOST_EVENTS, _MOST_VISITORS = 100, 200
 
 async def _as_named(path): return path and str(path)
+
+def _forget(blocks, sessions):
+    "Remove what Gradio keeps of the first of `sessions`; the last ones may still be in use."
+    while len(sessions) > _MOST_EVENTS:
+        session = sessions.popleft()
+        for kept in (blocks.state_holder.session_data, blocks.state_holder.time_last_used): kept.pop(session, None)
 
 def build_app(
     learn:AttributeLearner, # As `load_tagger` returns it
@@ -234,16 +241,19 @@ def build_app(
     folder:PageFolder, # For uploads, and tables for download
 ):
     "The page, as `gradio.Blocks`; its API has one function, `/tag`. Raises `InputError` if Gradio is not installed."
-    gr = _gradio()
+    gr, sessions = _gradio(), deque()
     with gr.Blocks(title='Tag photos', analytics_enabled=False) as blocks:
         page = AppPage(learn, corrections, folder)
         page.connect()
         # Gradio derives the parameters of the API from the annotations.
-        def tag(files: list[gr.FileData]) -> list:
+        def tag(files: list[gr.FileData], request: gr.Request) -> list:
             "Tag photos: for each the file name and, per attribute, all classes with their probabilities, or why it could not be read."
+            sessions.append(request.session_hash)
+            _forget(blocks, sessions)
             with _errors_on_page(): return _tagged(learn, _listed_files(files), folder)[0]
         gr.api(tag, api_name='tag', **_ONE_AT_A_TIME)
     for block in blocks.blocks.values(): block.async_move_resource_to_block_cache = _as_named
+    blocks.state_session_capacity = _MOST_VISITORS
     return blocks.queue(max_size=_MOST_EVENTS)
 
 # %% ../../nbs/97_app.server.ipynb #8be63be0
