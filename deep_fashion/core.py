@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'MISSING', 'InputError', 'shorten_list', 'closest', 'nearest', 'counted', 'new_file', 'new_folder',
-           'whole_file', 'whole_folder', 'claimed_folder', 'sole_user', 'write_json', 'write_csv', 'read_json',
-           'safe_file_name', 'as_path', 'portable_pickle', 'versions', 'requires_extra']
+           'whole_file', 'whole_folder', 'claimed_folder', 'sole_user', 'write_json', 'write_csv', 'file_bytes',
+           'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
 import difflib
@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -144,7 +145,7 @@ def whole_file(
         yield path
         return
     _remove_stale(path.parent, _start(path))
-    try:
+    with _naming(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=path.suffix)
         os.close(handle)
         with _deleted(Path(temporary)) as temporary, _in_use(temporary):
@@ -152,6 +153,11 @@ def whole_file(
             # `mkstemp` makes files that only their owner can read.
             temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
+
+@contextmanager
+def _naming(path):
+    "Name `path` in errors of the system that name no file, or a temporary one."
+    try: yield
     except (OSError, RuntimeError) as e:
         if not getattr(e, 'filename', None) or UNFINISHED in str(e.filename): e.filename = str(path)
         raise
@@ -177,7 +183,7 @@ def whole_folder(
     is_new, path = not Path(path).exists(), new_folder(path)
     temporary = Path(tempfile.mkdtemp(dir=path, prefix=UNFINISHED))
     try:
-        with _in_use(temporary):
+        with _in_use(temporary), _naming(path):
             yield temporary
             for entry in list(temporary.iterdir()): os.replace(entry, path/entry.name)
     finally:
@@ -194,7 +200,7 @@ def claimed_folder(
     if _remove_stale(path): _delete_all(path, names)
     marker = Path(tempfile.mkdtemp(dir=new_folder(path), prefix=UNFINISHED))
     try:
-        with _in_use(marker): yield path
+        with _in_use(marker), _naming(path): yield path
     except BaseException:
         _delete_all(path, names)
         raise
@@ -243,12 +249,29 @@ def write_csv(
     with whole_file(path) as f: rows.to_csv(f, index=False, na_rep=MISSING, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #98166e0d
+def file_bytes(
+    path, # A file, or a pipe that somebody writes to
+) -> bytes:
+    "The content of `path`. Raises `InputError` if it cannot be read, is a device, or a pipe without a writer, which would be waited for."
+    try:
+        # Opening a pipe would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+        with open(handle, 'rb') as file:
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode): raise InputError(f"{path}: cannot be read (it is a device)")
+            if not stat.S_ISFIFO(mode): return file.read()
+            os.set_blocking(handle, True)
+            content = file.read()
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror or e})") from e
+    if not content: raise InputError(f"{path}: cannot be read (it is a pipe that nothing was written to)")
+    return content
+
 def read_json(
     path, # A file that holds a JSON object
 ) -> dict:
     "The JSON object in the file `path`. Raises `InputError` if the file cannot be read or holds anything else."
-    try: content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    try: content = json.loads(file_bytes(path).decode('utf-8-sig'))
+    except InputError: raise
     except (ValueError, RecursionError) as e: raise InputError(f"{path}: is not JSON ({e})") from e
     if not isinstance(content, dict): raise InputError(f"{path}: should hold a JSON object, holds a {type(content).__name__}")
     return content
