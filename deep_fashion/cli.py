@@ -158,7 +158,10 @@ def run_test(settings:PhotoSettings) -> int:
 def run_tag(settings:TagSettings) -> int:
     "Tag a folder or a list."
     from deep_fashion.predict.tags import tag
-    tagged, unreadable, thresholds, skipped = tag(settings)
+    try: tagged, unreadable, thresholds, skipped = tag(settings)
+    except KeyboardInterrupt:
+        kept = settings.out_csv.with_name(f'{settings.out_csv.name}.partial').exists()
+        raise KeyboardInterrupt("stopped; what is tagged is kept, the same command continues" if kept else '') from None
     print(f"{counted(tagged, 'photo')} tagged: {settings.out_csv}")
     if settings.min_precision is not None:
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_coverage(row, tagged, settings.min_precision)}")

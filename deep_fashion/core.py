@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNFINISHED', 'MISSING', 'InputError', 'shorten_list', 'closest', 'nearest', 'counted', 'new_file', 'new_folder',
            'whole_file', 'whole_folder', 'claimed_folder', 'sole_user', 'write_json', 'as_csv_cell', 'from_csv_cell',
-           'CsvWriter', 'write_csv', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle', 'versions',
-           'requires_extra']
+           'CsvWriter', 'write_csv', 'file_bytes', 'read_json', 'safe_file_name', 'as_path', 'portable_pickle',
+           'versions', 'requires_extra']
 
 # %% ../nbs/00_core.ipynb #197b12ee
 import csv
@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -146,7 +147,7 @@ def whole_file(
         yield path
         return
     _remove_stale(path.parent, _start(path))
-    try:
+    with _naming(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=path.suffix)
         os.close(handle)
         with _deleted(Path(temporary)) as temporary, _in_use(temporary):
@@ -154,6 +155,11 @@ def whole_file(
             # `mkstemp` makes files that only their owner can read.
             temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
+
+@contextmanager
+def _naming(path):
+    "Name `path` in errors of the system that name no file, or a temporary one."
+    try: yield
     except (OSError, RuntimeError) as e:
         if not getattr(e, 'filename', None) or UNFINISHED in str(e.filename): e.filename = str(path)
         raise
@@ -182,7 +188,7 @@ def whole_folder(
     if is_new: _remove_stale(path.parent, start)
     temporary = Path(tempfile.mkdtemp(dir=path.parent if is_new else path, prefix=start))
     try:
-        with _in_use(temporary):
+        with _in_use(temporary), _naming(path):
             yield temporary
             _make_readable(temporary)
             if is_new: _replace_empty(temporary, path)
@@ -210,7 +216,7 @@ def claimed_folder(
     if _remove_stale(path): _delete_all(path, names)
     marker = Path(tempfile.mkdtemp(dir=new_folder(path), prefix=UNFINISHED))
     try:
-        with _in_use(marker): yield path
+        with _in_use(marker), _naming(path): yield path
     except BaseException:
         _delete_all(path, names)
         raise
@@ -310,12 +316,29 @@ def write_csv(
         rows.to_csv(_LineFeeds(f), index=False, na_rep=missing, lineterminator='\r\n')
 
 # %% ../nbs/00_core.ipynb #98166e0d
+def file_bytes(
+    path, # A file, or a pipe that somebody writes to
+) -> bytes:
+    "The content of `path`. Raises `InputError` if it cannot be read, is a device, or a pipe without a writer, which would be waited for."
+    try:
+        # Opening a pipe would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+        with open(handle, 'rb') as file:
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode): raise InputError(f"{path}: cannot be read (it is a device)")
+            if not stat.S_ISFIFO(mode): return file.read()
+            os.set_blocking(handle, True)
+            content = file.read()
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror or e})") from e
+    if not content: raise InputError(f"{path}: cannot be read (it is a pipe that nothing was written to)")
+    return content
+
 def read_json(
     path, # A file that holds a JSON object
 ) -> dict:
     "The JSON object in the file `path`. Raises `InputError` if the file cannot be read or holds anything else."
-    try: content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    try: content = json.loads(file_bytes(path).decode('utf-8-sig'))
+    except InputError: raise
     except (ValueError, RecursionError) as e: raise InputError(f"{path}: is not JSON ({e})") from e
     if not isinstance(content, dict): raise InputError(f"{path}: should hold a JSON object, holds a {type(content).__name__}")
     return content

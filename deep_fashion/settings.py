@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from .core import InputError, nearest
+from .core import InputError, file_bytes, nearest
 
 # %% ../nbs/01_settings.ipynb #35d6c282
 GROUPS = ('everyday', 'data', 'labels', 'model', 'training', 'validation', 'output', 'speed')
@@ -112,8 +112,8 @@ class CommandSettings(BaseModel):
         path, # A TOML file
     ) -> dict: # The values in it
         "The settings in a configuration file. Raises `InputError` if it cannot be read or a name or type is wrong."
-        try: return cls.checked(tomllib.loads(Path(path).read_text(encoding='utf-8-sig')), strict=True)
-        except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        content = file_bytes(path)
+        try: return cls.checked(tomllib.loads(content.decode('utf-8-sig')), strict=True)
         except InputError as e: raise InputError(f"{path}: {e}") from None
         except (ValueError, RecursionError) as e: raise InputError(f"{path}: is not TOML ({e})") from e
 

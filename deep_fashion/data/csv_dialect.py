@@ -12,7 +12,7 @@ import io
 import re
 from typing import NamedTuple
 
-from ..core import InputError
+from ..core import InputError, file_bytes
 
 # %% ../../nbs/07_data.csv_dialect.ipynb #3d5ad262
 class CsvFormat(NamedTuple):
@@ -32,7 +32,7 @@ def open_bytes(
     path, # A file
 ):
     "The file as a seekable stream of bytes. Raises `InputError` if it cannot be read."
-    try: return open(path, 'rb') if path.is_file() else io.BytesIO(path.read_bytes())
+    try: return open(path, 'rb') if path.is_file() else io.BytesIO(file_bytes(path))
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror or e})") from e
 
 def _is_decodable(stream, encoding):

@@ -187,9 +187,9 @@ def evaluate(
         found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown),
                      **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab))
         # Both or none, so that the same command can be given again.
-        with whole_file(page) as new_page, whole_file(out) as new_scores:
-            _write_page(new_page, learn, table, scored, settings, notes, recognised)
+        with whole_file(out) as new_scores:
             write_json(new_scores, dict(model=str(settings.model), csv_path=str(settings.csv_path), **found))
+            with whole_file(page) as new_page: _write_page(new_page, learn, table, scored, settings, notes, recognised)
     return scores
 
 def _notes_on_unknown(unknown, vocab, source):
