@@ -22,6 +22,8 @@ from types import CodeType, FunctionType, ModuleType
 # %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
     "A mistake in the user's input, described in one line: where it is, what was found and what was expected."
+    # What is quoted from the input may contain line breaks.
+    def __str__(self): return ' '.join(super().__str__().split())
 
 # %% ../nbs/00_core.ipynb #59cb6686
 def shorten_list(
