@@ -3,11 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo
 BIN := $(abspath $(VENV))/bin
+EXTRAS := app,serve,heic,fast,export,runtime
+TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28'
+# What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input.
+ON_BOUNDS := $(wildcard $(addprefix tests/test_,training.py tagging.py odd_photos.py app.py api.py bundle.py pickles.py export.py \
+             fuzz.py supply.py))
 
-.PHONY: help demo test docs sync clean
+.PHONY: help demo test test-lowest test-newest docs sync licences sbom clean
 
 help: ## say what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/installed ## install, then train on sample photos and leave a tagger and pictures in demo/
 	$(BIN)/deep_fashion demo --out $(OUT)
@@ -17,7 +22,14 @@ test: $(VENV)/installed-dev ## install with the dev extra, then check and test e
 	$(BIN)/ruff check .
 	# Two notebooks at a time with a thread each: with two each they wait for one another most of the time.
 	cd nbs && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q tests
+	# A file of tests stays on one worker, since its fixtures train.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+test-lowest: .venv-lowest/installed ## test with the oldest versions that settings.ini allows
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile $(ON_BOUNDS)
+
+test-newest: .venv-newest/installed ## test with what a user gets today, the newest fastai among it
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile $(ON_BOUNDS) tests/test_fastai.py
 
 docs: $(VENV)/installed-dev ## build the documentation in _docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -25,8 +37,17 @@ docs: $(VENV)/installed-dev ## build the documentation in _docs/
 sync: $(VENV)/installed-dev ## make modules and README from the notebooks
 	PATH=$(BIN):$$PATH $(BIN)/python .ci/in_sync.py --write
 
-clean: ## remove what was made, the virtual environment too
-	rm -rf $(VENV) build *.egg-info .ruff_cache .pytest_cache
+licences: $(VENV)/installed-dev ## list the licences of all requirements in LICENCES.md
+	$(BIN)/python .ci/licences.py --write
+
+sbom: $(VENV)/installed-dev ## list what a release installs, extras included, in sbom.json (CycloneDX)
+	$(PYTHON) -m venv --clear .venv-release
+	.venv-release/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-format JSON --output-file sbom.json .venv-release
+	rm -rf .venv-release
+
+clean: ## remove what was made, the virtual environments too
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-release build *.egg-info .ruff_cache .pytest_cache sbom.json
 
 $(VENV)/python-made:
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +61,14 @@ $(VENV)/installed: $(VENV)/python-made settings.ini setup.py
 $(VENV)/installed-dev: $(VENV)/python-made settings.ini setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/installed
+
+.venv-lowest/installed: $(VENV)/installed-dev settings.ini setup.py
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]' $(TOOLS)
+	touch $@
+
+# By pip, as a user installs it; without the dev extra, which holds fastai and fastcore back.
+.venv-newest/installed: settings.ini setup.py
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' $(TOOLS)
+	touch $@

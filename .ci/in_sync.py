@@ -51,7 +51,7 @@ def main():
     if "--write" in sys.argv: return make(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / ROOT.name
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "demo", "runs", "__pycache__", "*.egg-info", "data"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", "demo", "runs", "__pycache__", "*.egg-info", "data"))
         make(copy)
         ours, made = files(ROOT), files(copy)
     differing = sorted(name for name in {*ours, *made} if ours.get(name) != made.get(name))

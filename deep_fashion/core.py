@@ -29,6 +29,8 @@ except ImportError: fcntl = None # Windows has other locks, and does without
 # %% ../nbs/00_core.ipynb #ca26ee03
 class InputError(ValueError):
     "A mistake in the user's input, described in one line: where it is, what was found and what was expected."
+    # What is quoted from the input may contain line breaks.
+    def __str__(self): return ' '.join(super().__str__().split())
 
 # %% ../nbs/00_core.ipynb #59cb6686
 def shorten_list(

@@ -60,8 +60,11 @@ class Run:
         if not file.is_file(): raise InputError(f"run {self.path}: has no {file.name}; expected the folder of a finished run, runs/NAME")
         return file
 
-    def _rows(self, content):
-        return pd.read_csv(self.file(content)).rename(columns=from_csv_cell) if self.file(content).exists() else None
+    def _read(self, content, **options):
+        try: return pd.read_csv(self.file(content), **options).rename(columns=from_csv_cell)
+        except (ValueError, OSError) as e: raise InputError(f"{self.file(content)}: is damaged ({e})") from e
+
+    def _rows(self, content): return self._read(content) if self.file(content).exists() else None
 
     @property
     def config(self) -> dict:
@@ -87,10 +90,8 @@ class Run:
     @property
     def predictions(self) -> pd.DataFrame:
         "Labels and predictions per photo, as text. Raises `InputError` if the file is missing or damaged."
-        file = self.existing('predictions')
-        try: rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as e: raise InputError(f"{file}: is damaged ({e})") from e
-        return rows.map(from_csv_cell).rename(columns=from_csv_cell)
+        self.existing('predictions')
+        return self._read('predictions', dtype=str, keep_default_na=False).map(from_csv_cell)
 
     history = property(lambda self: self._rows('history'), doc="Losses and scores per epoch or fold, or None.")
     batches = property(lambda self: self._rows('batches'), doc="Learning rate and loss over the batches, or None.")
@@ -100,7 +101,9 @@ class Run:
     def scores(self) -> pd.DataFrame:
         "The scores as a table: a row per attribute, and their mean."
         metrics = self.metrics
-        return pd.DataFrame({**metrics['attributes'], 'mean': metrics['mean']}).T.rename_axis('attribute').astype({'photos': int})
+        try: return pd.DataFrame({**metrics['attributes'], 'mean': metrics['mean']}).T.rename_axis('attribute').astype({'photos': int})
+        # Content of JSON can be damaged in any way.
+        except Exception as e: raise InputError(f"{self.file('metrics')}: is damaged ({type(e).__name__}: {e})") from e
 
 # %% ../nbs/02_run.ipynb #1ab08bb9
 BUNDLE_FILE = 'tagger.json' # makes a folder a bundle

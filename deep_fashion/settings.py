@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from .core import InputError, file_bytes, nearest
+from .core import InputError, file_bytes, nearest, shorten_list
 
 # %% ../nbs/01_settings.ipynb #35d6c282
 GROUPS = ('everyday', 'data', 'labels', 'model', 'training', 'validation', 'output', 'speed')
@@ -41,7 +41,8 @@ def input_size(
     "`size` as fastai takes it. Raises `InputError` if it is malformed or a side is below 32 pixels."
     sides = [str(o) for o in size] if isinstance(size, (tuple, list)) else str(size).split('x')
     if not 1 <= len(sides) <= 2 or not all(side.strip().isdecimal() and int(side) >= 32 for side in sides):
-        raise InputError(f"size {size!r}: expected pixels, at least 32: a side as in 224, or height x width as in 480x360")
+        raise InputError(f"size {shorten_list([repr(size)])}: expected pixels, at least 32: a side as in 224, "
+                         "or height x width as in 480x360")
     return int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
 
 def _words(value): return [word.strip() for word in value.split(',') if word.strip()] if isinstance(value, str) else value
@@ -60,12 +61,12 @@ def _in_words(error, settings_type):
     "One error of pydantic in one line."
     name, value, limits = str(error['loc'][0]) if error['loc'] else '', error['input'], error.get('ctx', {})
     fields = settings_type.model_fields
-    if error['type'] == 'extra_forbidden': return f"there is no setting {name!r}" + nearest(name, fields)
+    if error['type'] == 'extra_forbidden': return f"there is no setting {name[:80]!r}" + nearest(name, fields)
     if error['type'] == 'missing': return f"{name} is missing: {fields[name].description}"
     if isinstance(limits.get('error'), InputError): return str(limits['error'])
     bounds = {limit: getattr(o, limit) for o in fields[name].metadata for limit in ('ge', 'gt', 'le', 'lt') if hasattr(o, limit)}
-    if limits.keys() & bounds.keys(): return f"{name} {value}: should be {_range(**bounds)}"
-    return f"{name} {value!r}: {error['msg'].removeprefix('Input ')}"
+    if limits.keys() & bounds.keys(): return f"{name} {shorten_list([value])}: should be {_range(**bounds)}"
+    return f"{name} {shorten_list([repr(value)])}: {error['msg'].removeprefix('Input ')}"
 
 # %% ../nbs/01_settings.ipynb #45d79c53
 def repr_as_dict(value) -> dict:

@@ -28,7 +28,7 @@ def titled(samples, table, rows):
 
 
 def test_a_given_catch_all_class_is_missing(command, train, samples, tmp_path):
-    assert command(*train("a", samples.csv, samples.images, "--catch_all", "neck=2")).status == 0
+    assert command(*train("a", samples.csv, samples.images, "--catch_all", "neck=2", "--no-report")).status == 0
     vocab = load_tagger(tmp_path / "runs/a/learn.pkl").vocab
     assert "2" not in vocab.classes["neck"] and vocab.encode(["2", None, None]) == [-1, -1, -1]
     assert read_json(tmp_path / "runs/a/metrics.json")["catch_all"] == {"neck": "2"}
@@ -56,7 +56,8 @@ def test_found_catch_all_classes_are_reported(command, train, real_data, tmp_pat
 
 
 def test_titles_can_be_used(command, refused, train, titled, samples, tmp_path):
-    assert command(*train("a", titled, samples.images, "--title_column", "title", "--attributes", "neck,pattern")).status == 0
+    words = "--title_column", "title", "--attributes", "neck,pattern", "--no-report"
+    assert command(*train("a", titled, samples.images, *words)).status == 0
     metrics = read_json(tmp_path / "runs/a/metrics.json")
     assert metrics["with_titles"]["attributes"]["neck"]["accuracy"] > metrics["attributes"]["neck"]["accuracy"]
     model = tmp_path / "runs/a/learn.pkl"
@@ -69,7 +70,7 @@ def test_titles_can_be_used(command, refused, train, titled, samples, tmp_path):
 def test_corrections_replace_labels_and_add_photos(command, refused, train, samples, rows, table, tmp_path):
     name = rows.filename[rows.neck == "1"].iloc[0]
     review = table(f"filename,neck,sleeve_length,pattern,neck_suggested\n{name},2,,,1\n", "review.csv")
-    assert command(*train("a", samples.csv, samples.images, "--corrections", review)).status == 0
+    assert command(*train("a", samples.csv, samples.images, "--corrections", review, "--no-report")).status == 0
     predictions = pd.read_csv(tmp_path / "runs/a/predictions.csv", dtype=str).set_index("filename")
     assert predictions.neck[name] == "2"
     empty = table(f"filename,neck\n{name},\n", "empty.csv")

@@ -94,7 +94,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(monkeypatch, command, train, tmp_
     from deep_fashion.train.checkpoint import RunCheckpoint
     torch.manual_seed(0)
     torch.save(create_backbone("resnet18", False).state_dict(), tmp_path / "resnet18.pth")
-    words = ["--weights", tmp_path / "resnet18.pth", "-ep", "3"]
+    words = ["--weights", tmp_path / "resnet18.pth", "-ep", "3", "--no-report"]
     assert command(*train("unbroken", *words)).status == 0
     finish_epoch = RunCheckpoint.after_epoch
     def stop(self):

@@ -61,8 +61,9 @@ def _share(values, pattern): return sum(bool(pattern.match(o)) for o in values)/
 
 def _is_index(cells):
     "Whether the cells count the rows."
+    # The cells of a data frame can be anything.
     try: numbers = [int(cell) for cell in cells]
-    except ValueError: return False
+    except (ValueError, TypeError, OverflowError): return False
     return len(numbers) > 2 and len(set(numbers)) == len(numbers) and max(numbers) - min(numbers) == len(numbers) - 1
 
 def _kind_of_values(cells):
