@@ -198,16 +198,21 @@ def export_tagger(
     Raises `InputError`, and leaves nothing, if the tagger cannot be exported, `out` exists, a library is not installed, no photo can be
     read, or a probability differs by more than a thousandth."""
     paths, learn = _chosen_photos(settings), load_tagger(settings.model, settings.trust)
-    try:
-        with whole_folder(settings.out) as folder, tqdm(total=2, desc='exporting', leave=False) as bar:
-            description = exported_description(learn, settings.format)
-            contents = _contents(learn, description, settings.format)
-            bar.update()
-            write_bundle(folder, description, {name: _writer(content) for name, content in contents.items()}, model_card(description))
-            comparison = compare_taggers(learn, RuntimeTagger(folder), paths)
-            check_comparison(comparison)
-            bar.update()
-    except InputError as e: raise e if str(settings.out) in str(e) else InputError(f"model {settings.model}: {e}") from e
+    with whole_folder(settings.out) as folder:
+        try: return _exported(learn, settings.format, folder, paths)
+        # The name of the folder is a temporary one.
+        except InputError as e: raise InputError(f"model {settings.model}: " + str(e).removeprefix(f"model {folder}: ")) from e
+
+def _exported(learn, engine, folder, paths):
+    "Write a bundle to an empty folder, and compare it."
+    with tqdm(total=2, desc='exporting', leave=False) as bar:
+        description = exported_description(learn, engine)
+        contents = _contents(learn, description, engine)
+        write_bundle(folder, description, {name: _writer(content) for name, content in contents.items()}, model_card(description))
+        bar.update()
+        comparison = compare_taggers(learn, RuntimeTagger(folder), paths)
+        check_comparison(comparison)
+        bar.update()
     return comparison
 
 def _writer(content): return lambda path: path.write_bytes(content)

@@ -115,10 +115,13 @@ def _openvino_request(xml, weights):
         return request.get_output_tensor(0).data.copy()
     return compute, *facts
 
-# %% ../../nbs/81_predict.graph.ipynb #4d402c39
+# %% ../../nbs/81_predict.graph.ipynb #8b761b20
 _LOADERS = dict(onnx=_onnx_session, openvino=_openvino_request)
 
-def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _in_one_line(error):
+    "The first line of an error that is more than the place in a library's source."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith('Exception from ')]
+    return lines[0][:200] if lines else type(error).__name__
 
 class LoadedGraph:
     "The graph of a tagger, from photos (batch, height, width, 3), bytes, to probabilities (batch, `n_outputs`), 32 bits."
@@ -133,7 +136,7 @@ class LoadedGraph:
         try: self._compute, inputs, outputs = _LOADERS[engine](*contents)
         except InputError as e: raise e if 'pip install' in str(e) else InputError(f"{self.file} {e}") from None
         except MemoryError: raise
-        except Exception as e: raise InputError(f"{self.file} is damaged, or no graph for {engine} ({_first_line(e)})") from None
+        except Exception as e: raise InputError(f"{self.file} is damaged, or no graph for {engine} ({_in_one_line(e)})") from None
         self.shape, self.n_outputs = (*size, 3), n_outputs
         if [(kind, tuple(shape[1:])) for kind, shape in inputs] != [('tensor(uint8)', self.shape)] or len(outputs) != 1:
             raise InputError(f"{self.file} is no tagger for photos of {size[0]} x {size[1]} pixels")
@@ -146,7 +149,7 @@ class LoadedGraph:
         except MemoryError: raise
         except Exception as e:
             if 'alloc' in str(e).lower(): raise MemoryError from e
-            raise InputError(f"{self.file} cannot be computed ({_first_line(e)})") from None
+            raise InputError(f"{self.file} cannot be computed ({_in_one_line(e)})") from None
         if getattr(found, 'dtype', None) != np.float32 or found.shape != (len(photos), self.n_outputs):
             raise InputError(f"{self.file} is no tagger of {self.n_outputs} classes")
         # Also where one is not a number.
