@@ -8,6 +8,7 @@ __all__ = ['as_seen', 'RuntimeTagger']
 # %% ../../nbs/81_predict.runtime.ipynb #c0292dd6
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
 from ..core import InputError
-from ..data.photo import open_photo
+from ..data.photo import open_photo, use_photo
 from ..data.seen import SeenPhotos
 from .bundle import read_bundle
 from .graph import GRAPH_FILES, LoadedGraph, usable_cores
@@ -63,7 +64,7 @@ def probabilities_of(self:RuntimeTagger,
 @patch
 def _pixels_of(self:RuntimeTagger, path):
     "The pixels of a photo file, or the reason why it cannot be read."
-    try: return photo_pixels(open_photo(path), self.size)
+    try: return use_photo(path, partial(photo_pixels, size=self.size))
     except InputError as e: return str(e)
 
 @patch
