@@ -54,7 +54,7 @@ fastai.data.core: DataLoaders Datasets TfmdDL TfmdLists
 fastai.data.load: _FakeLoader
 fastai.data.transforms: IntToFloatTensor Normalize ToTensor
 fastai.layers: AdaptiveConcatPool2d Flatten
-fastai.learner: AvgLoss AvgMetric AvgSmoothLoss CastToTensor Recorder
+fastai.learner: AvgLoss AvgMetric AvgSmoothLoss CastToTensor Learner Recorder
 fastai.vision.augment: AffineCoordTfm Brightness Contrast CropPad Dihedral Flip Hue LightingTfm RandomCrop RandomErasing
 fastai.vision.augment: RandomResizedCrop RandomResizedCropGPU Resize ResizeMethod Rotate Saturation SpaceTfm Warp Zoom
 fastai.vision.augment: _BrightnessLogit _ContrastLogit _Hue _SaturationLogit _WarpCoord
@@ -71,7 +71,7 @@ deep_fashion.model.network: body_splitter
 fastai.data.core: FilteredBase
 fastai.data.load: _wif
 fastai.optimizer: Adam RAdam SGD ranger
-fastai.torch_core: TensorBase TensorImage TensorImageBase
+fastai.torch_core: TensorBase TensorImage TensorImageBase trainable_params
 fastai.vision.augment: affine_mat dihedral_mat flip_mat rotate_mat zoom_mat
 fastai.vision.core: PILImage
 inspect: _ParameterKind _empty
