@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from ..core import InputError
-from .photo_memory import (MAX_PIXELS, PHOTO_MEMORY, bytes_to_open, check_icon, check_scans, check_size,
-                                            reduction)
+from .photo_memory import (MAX_PIXELS, PHOTO_MEMORY, bytes_to_open, check_icon, check_metadata, check_scans,
+                                            check_size, reduction)
 
 # Pillow warns about odd metadata, which users cannot fix. The filter is global because photos are opened in threads,
 # and a filter set in one thread affects the others.
@@ -183,6 +183,7 @@ def _decoded(source, small=False):
         kind = content_kind(start)
         try:
             check_icon(start, file)
+            check_metadata(start, file)
             photo = _decode(file, kind, small, memory)
         except (MemoryError, InputError): raise
         except Exception as e: raise InputError(_reason(kind, e)) from e
