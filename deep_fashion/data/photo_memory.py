@@ -7,11 +7,12 @@ __all__ = ['MAX_PIXELS', 'PHOTO_MEMORY', 'reduction', 'bytes_to_open', 'check_si
            'check_metadata', 'SharedMemory']
 
 # %% ../../nbs/05_data.photo_memory.ipynb #271d614b
+import ctypes
 import math
 import os
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from PIL import Image
 
@@ -115,6 +116,12 @@ def _size(file):
     return size
 
 # %% ../../nbs/05_data.photo_memory.ipynb #4318b7aa
+_LARGE = 2**29 # bytes
+
+def _return_freed_memory():
+    # A function of the C library of Linux
+    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
+
 class SharedMemory:
     "A number of bytes that threads share."
     def __init__(self,
@@ -139,6 +146,7 @@ class SharedMemory:
         try: yield
         finally:
             self.mine.taken = False
+            if n > _LARGE: _return_freed_memory()
             with self.changed:
                 self.free += n
                 self.changed.notify_all()
