@@ -260,8 +260,8 @@ def write_json(
     with whole_file(path) as f: f.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #0a0a418c
-# Spreadsheets in East Asia take full-width characters for formulas, too.
-_FORMULA = re.compile(r"[\s']*[=+\-@\t\r\n＝＋－＠]")
+# Invisible characters in front do not count, and spreadsheets in East Asia take wide and small forms, too.
+_FORMULA = re.compile(r"[\s'\u00ad\u200b-\u200f\u2060\ufeff]*[=+\-@\t\r\n＝＋－＠﹦﹢﹣﹫]")
 _NUMBER = re.compile(r'[-+]?[.,]?\d[\d.,]*([eE][-+]?\d+)?')
 
 def as_csv_cell(

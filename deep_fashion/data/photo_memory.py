@@ -30,7 +30,7 @@ def reduction(
     return factor
 
 # %% ../../nbs/05_data.photo_memory.ipynb #b3f71c9d
-_MOST_BYTES, _LONGEST_SIDE = 5*2**28, 10**6
+_MOST_BYTES, _LONGEST_SIDE = 5*2**28, 10**5
 # Bytes that decoders take beside each byte of the image.
 _BESIDE = dict(WEBP=3.5, AVIF=2, HEIF=2, JPEG2000=4, TIFF=1.5)
 
@@ -52,7 +52,7 @@ def check_size(
     image:Image.Image, # Opened and not decoded yet
     whole:tuple, # Its size in the file
 ) -> None:
-    "Raises `InputError` if it would take more than 1.25 GiB to open `image`, or a side has more than a million pixels."
+    "Raises `InputError` if it would take more than 1.25 GiB to open `image`, or a side has more than 100,000 pixels."
     if max(whole) > _LONGEST_SIDE: raise InputError(f"its size, {whole[0]} x {whole[1]} pixels, is not that of a photo")
     needed = bytes_to_open(image, whole)
     if needed <= _MOST_BYTES: return

@@ -6,10 +6,12 @@
 __all__ = ['Journal', 'content_digest']
 
 # %% ../../nbs/79_predict.journal.ipynb #4c243f96
+import errno
 import hashlib
 import io
 import json
 import os
+import stat
 import struct
 import zlib
 from contextlib import suppress
@@ -51,6 +53,17 @@ def _records(file):
         start = end
 
 # %% ../../nbs/79_predict.journal.ipynb #e6f6a22c
+def _opened(path):
+    "A handle of the file `path`, made if it is missing. Raises `InputError` if it is a link, a pipe or anything else."
+    flags = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
+    try: handle = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except OSError as e:
+        if not os.path.islink(path) and e.errno not in (errno.EISDIR, errno.ENXIO): raise
+        handle = None
+    if handle is not None and stat.S_ISREG(os.fstat(handle).st_mode): return handle
+    if handle is not None: os.close(handle)
+    raise InputError(f"{path}: finished photos are kept there meanwhile, and it is no file; remove it, or name another output")
+
 class Journal:
     """Finished batches in a file. `photos` is the number of photos that an earlier process has finished.
 
@@ -60,7 +73,7 @@ class Journal:
         command:dict, # What the result depends on: name -> a value that JSON can hold
     ):
         self.path, self.photos, self.finished, self._places = Path(path), 0, {}, {}
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
+        self._file = os.fdopen(_opened(self.path), 'r+b', buffering=0)
         try:
             self._lock()
             self._read(command)
@@ -78,7 +91,8 @@ class Journal:
     def _read(self, command):
         records, size = _records(self._file), os.fstat(self._file.fileno()).st_size
         self._file.seek(0)
-        is_ours = _START.startswith(self._file.read(len(_START)))
+        start = self._file.read(len(_START))
+        is_ours = start == _START or size < len(_START) and _START.startswith(start) and len(start) not in range(1, 12)
         _, self._end, first = next(records, (0, 0, None))
         # One that was killed at once may have less than a record.
         if not is_ours or first is None and size > len(_packed(command)) + 2**16:

@@ -12,36 +12,46 @@ from PIL import Image
 # %% ../../nbs/81_predict.pixels.ipynb #15ac2cf3
 _MOST_BITS, _LARGEST = 22, 2**15 # as PyTorch has them
 
-def _weights(n_in, n_out):
-    "First and last input of every output, and their weights (n_in, n_out)."
+def _unscaled(centres, support, first, last):
+    "Weights (inputs from the first, outputs) that sum to 1."
+    positions = np.arange(first.min(), last.max())[:, None]
+    weights = np.maximum(1 - abs(positions + .5 - centres)/support, 0)*((positions >= first) & (positions < last))
+    return weights/weights.sum(0)
+
+def _weights(n_in, n_out, at_once):
+    "Yield, for `at_once` outputs at a time, their first and last input and the weights of these (inputs, outputs)."
     support = max(n_in/n_out, 1.)
-    centres, positions = n_in/n_out*(np.arange(n_out) + .5), np.arange(n_in)[:, None]
+    centres = n_in/n_out*(np.arange(n_out) + .5)
     first = np.maximum((centres - support + .5).astype(int), 0)
     last = np.minimum((centres + support + .5).astype(int), n_in)
-    weights = np.maximum(1 - abs(positions + .5 - centres)/support, 0)*((positions >= first) & (positions < last))
-    weights /= weights.sum(0)
-    bits = next((n for n in range(_MOST_BITS) if int(.5 + weights.max()*2**(n + 1)) >= _LARGEST), _MOST_BITS)
-    return first, last, np.floor(weights*2**bits + .5)/2**bits
+    parts = [(centres[i:i + at_once], support, first[i:i + at_once], last[i:i + at_once]) for i in range(0, n_out, at_once)]
+    largest = max(_unscaled(*part).max() for part in parts)
+    bits = next((n for n in range(_MOST_BITS) if int(.5 + largest*2**(n + 1)) >= _LARGEST), _MOST_BITS)
+    for part in parts: yield part[2].min(), part[3].max(), np.floor(_unscaled(*part)*2**bits + .5)/2**bits
 
 # %% ../../nbs/81_predict.pixels.ipynb #c23873c7
-_AT_ONCE = 8 # rows or columns of the result
+_AT_ONCE, _BAND_BYTES = 8, 2**26 # rows or columns of the result; memory for rows of the photo in the width of the result
 
-def _combined(photo, n_out, across):
-    "Columns (if `across`) or rows of `photo` resized to `n_out`: an array (n_out, height or width, 3)."
-    width, height = photo.size
-    first, last, weights = _weights(width if across else height, n_out)
-    out = np.empty((n_out, 3*(height if across else width)), np.uint8)
-    for start in range(0, n_out, _AT_ONCE):
-        a, b = first[start], last[min(start + _AT_ONCE, n_out) - 1]
-        part = photo.crop((a, 0, b, height)).transpose(Image.Transpose.TRANSPOSE) if across else photo.crop((0, a, width, b))
-        # Stored without the fraction, which rounds as half was added.
-        out[start:start + _AT_ONCE] = weights[a:b, start:start + _AT_ONCE].T @ np.asarray(part, np.float64).reshape(b - a, -1) + .5
-    return out.reshape(n_out, -1, 3)
+# Stored without the fraction, which rounds as half was added.
+def _means(values, weights): return (weights.T @ values.reshape(len(values), -1).astype(np.float64) + .5).astype(np.uint8)
+
+def _columns(photo, weights, n_out):
+    "`photo` resized to `n_out` columns: an array (height, n_out, 3)."
+    out = np.empty((n_out, photo.height, 3), np.uint8)
+    for i, (a, b, of_part) in enumerate(weights):
+        part = np.asarray(photo.crop((a, 0, b, photo.height)).transpose(Image.Transpose.TRANSPOSE))
+        out[i*_AT_ONCE:(i + 1)*_AT_ONCE] = _means(part, of_part).reshape(-1, photo.height, 3)
+    return out.transpose(1, 0, 2)
 
 def photo_pixels(
     photo:Image.Image, # An RGB photo
     size:tuple, # Height and width in pixels
 ) -> np.ndarray: # Shape (height, width, 3), uint8
     "The same pixels as those of `data.pixel_cache.resized`."
-    across = Image.fromarray(_combined(photo, size[1], across=True)).transpose(Image.Transpose.TRANSPOSE)
-    return _combined(across, size[0], across=False)
+    across, down = (list(_weights(n_in, n_out, _AT_ONCE)) for n_in, n_out in zip(photo.size, size[::-1]))
+    n, found = max(len(down)//(1 + 3*photo.height*size[1]//_BAND_BYTES), 1), []
+    for band in (down[i:i + n] for i in range(0, len(down), n)):
+        top, bottom = band[0][0], band[-1][1]
+        columns = _columns(photo.crop((0, top, photo.width, bottom)), across, size[1])
+        found += [_means(columns[a - top:b - top], of_part) for a, b, of_part in band]
+    return np.concatenate(found).reshape(*size, 3)
