@@ -54,7 +54,7 @@ fastai.data.core: DataLoaders Datasets TfmdDL TfmdLists
 fastai.data.load: _FakeLoader
 fastai.data.transforms: IntToFloatTensor Normalize ToTensor
 fastai.layers: AdaptiveConcatPool2d Flatten
-fastai.learner: AvgLoss AvgMetric AvgSmoothLoss CastToTensor Recorder
+fastai.learner: AvgLoss AvgMetric AvgSmoothLoss CastToTensor Learner Recorder
 fastai.vision.augment: AffineCoordTfm Brightness Contrast CropPad Dihedral Flip Hue LightingTfm RandomCrop RandomErasing
 fastai.vision.augment: RandomResizedCrop RandomResizedCropGPU Resize ResizeMethod Rotate Saturation SpaceTfm Warp Zoom
 fastai.vision.augment: _BrightnessLogit _ContrastLogit _Hue _SaturationLogit _WarpCoord
@@ -71,7 +71,7 @@ deep_fashion.model.network: body_splitter
 fastai.data.core: FilteredBase
 fastai.data.load: _wif
 fastai.optimizer: Adam RAdam SGD ranger
-fastai.torch_core: TensorBase TensorImage TensorImageBase
+fastai.torch_core: TensorBase TensorImage TensorImageBase trainable_params
 fastai.vision.augment: affine_mat dihedral_mat flip_mat rotate_mat zoom_mat
 fastai.vision.core: PILImage
 inspect: _ParameterKind _empty
@@ -194,13 +194,12 @@ def _size(sizes):
     _require(type(sizes) is tuple and _are_counts(sizes), "a shape of unknown sizes")
     return importlib.import_module('torch').Size(sizes)
 
-_METHODS = {('fastai.data.core', 'FilteredBase', 'dataloaders'), ('fastai.torch_core', 'TensorImage', 'lighting'),
-            *(('fastai.vision.augment', kind, 'before_call') for kind in ('AffineCoordTfm', 'RandTransform', 'SpaceTfm'))}
+_METHODS = {'fastai.data.core': ('dataloaders',), 'fastai.torch_core': ('affine_coord', 'lighting'),
+            'fastai.vision.augment': ('before_call',)}
 
 def _attribute(kind, name):
     if isinstance(kind, enum.EnumMeta): return kind[name]
-    where = getattr(kind, '__module__', None), getattr(kind, '__qualname__', None), name
-    _require(isinstance(kind, type) and type(name) is str and where in _METHODS, f"reads {'.'.join(map(str, where))[:80]}")
+    _require(isinstance(kind, type) and name in _METHODS.get(kind.__module__, ()), f"reads {str(name)[:40]} of {str(kind)[:80]}")
     return getattr(kind, name)
 
 def _method(function, owner):
@@ -257,7 +256,7 @@ SETITEMS ADDITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLO
 def _renamed(module, name):
     "The names that Python 2 used, which pickles of protocol 2 have."
     module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
-    return (module, 'str') if (module, name) == ('builtins', 'unicode') else (module, name)
+    return module, {'unicode': 'str', 'long': 'int'}.get(name, name) if module == 'builtins' else name
 
 def _is_allowed(module, name):
     module, name = _renamed(module, name)

@@ -19,7 +19,7 @@ from .settings import Settings, as_toml, plain_value
 # %% ../nbs/02_run.ipynb #d917d88f
 RUN_FILES = dict(
     bundle=('bundle/', "the tagger as plain data, with its model card: what every command loads"),
-    model=('learn.pkl', "the same as an exported Learner for fastai; a pickle, so load only files whose origin you know"),
+    model=('learn.pkl', "the same as an exported Learner, for `load_learner`"),
     metrics=('metrics.json', "scores on photos the network was not trained on, beside the majority-class baseline; spread over the folds, "
                              "confusions, catch-all classes"),
     predictions=('predictions.csv', "the prediction for each of these photos, with the probability of every class (`neck=6`)"),

@@ -174,8 +174,10 @@ def test_a_converted_tagger_has_no_maps_but_a_page(command, refused, trained, sa
 
 def test_eight_bits_are_refused_where_they_would_be_wrong(command, refused, trained, samples, monkeypatch):
     pytest.importorskip("nncf", reason="the extra 'fast' is not installed")
-    monkeypatch.setattr("deep_fashion.predict.openvino.has_fast_int8", lambda: True)
-    words = "--model", trained / "learn.pkl", "--img_dir", samples.images, "--out", "fast.pkl", "--photos", "8"
-    assert command("convert", *words).status == 0
-    monkeypatch.setattr("deep_fashion.predict.openvino.has_fast_int8", lambda: False)
-    refused("tag", "--model", "fast.pkl", "--img_dir", samples.images, "--out_csv", "tags.csv", says=["convert the original here"])
+    modules = "deep_fashion.predict.openvino", "deep_fashion.model.openvino_body"
+    for module in modules: monkeypatch.setattr(f"{module}.has_fast_int8", lambda: True)
+    words = "--model", trained, "--img_dir", samples.images, "--photos", "8", "--out"
+    for out in ("fast.pkl", "fast"): assert command("convert", *words, out).status == 0
+    for module in modules: monkeypatch.setattr(f"{module}.has_fast_int8", lambda: False)
+    for out in ("fast.pkl", "fast"):
+        refused("tag", "--model", out, "--img_dir", samples.images, "--out_csv", "tags.csv", says=["convert the original here"])

@@ -32,6 +32,7 @@ def train(samples, tmp_path):
 
 def test_a_run_leaves_what_it_promises(trained):
     assert {path.name for path in trained.iterdir()} == {
+        "bundle",
         "learn.pkl",
         "metrics.json",
         "report.html",

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['weak_classes', 'model_card']
 
-# %% ../../nbs/79_predict.card.ipynb #570ac5f4
+# %% ../../nbs/79_predict.card.ipynb #8cd7ab30
+import html
 import json
 import re
 
@@ -20,7 +21,7 @@ _MOST_SHOWN, _FEW_PHOTOS, _USABLE = 40, 10, .5
 def _plain(text):
     "Text of a table on one line, as Markdown shows it as it is."
     text = ' '.join(re.sub(r'[\0-\x1f\x7f-\x9f\u2028\u2029]', ' ', text).split())
-    return re.sub(r'([\\`*_{}\[\]<>()#|!~$&])', r'\\\1', text[:100])
+    return re.sub(r'([\\`*_{}\[\]()|#!~$])', r'\\\1', html.escape(text[:100], quote=False))
 
 def _listed(texts):
     shown = ', '.join(map(_plain, texts[:_MOST_SHOWN]))

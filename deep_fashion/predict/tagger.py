@@ -38,7 +38,7 @@ def load_tagger(
     if not path.is_file(): raise InputError(f"model {path}: no such file")
     learn = _load_trusted(path) if trust else load_pickle(path)
     if not isinstance(learn, AttributeLearner):
-        raise InputError(f"model {path}: holds a {type(learn).__name__}, not an AttributeLearner; expected a learn.pkl")
+        raise InputError(f"model {path}: is no tagger: it holds a {type(learn).__name__}, not an AttributeLearner; expected a learn.pkl")
     return _on_cpu(path, learn)
 
 def _load_trusted(path):
