@@ -2,8 +2,8 @@
 
 Exports the tagger for ONNX Runtime and OpenVINO. `deep_fashion tag` of one photo and of many is then measured with each and with the
 original, in processes of their own, one after the other and several times: start-up (the time for one photo), the time for every
-further photo, also as that of all cores together, and peak memory (Linux only). The table shows medians, and in brackets the ratio to
-PyTorch. Writes `runtime.json` to `--out`."""
+further photo, also as that of all cores together, and peak memory (Linux only). The table shows the least of each,
+and in brackets the ratio to PyTorch. Writes `runtime.json` to `--out`."""
 import argparse
 import json
 import shutil
@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 ENGINES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 # The peak that `resource` knows counts the process that this one was forked from.
@@ -37,28 +36,24 @@ def tagged(model, photos):
     return seconds, float(of_processor), int(memory) / 1024
 
 
-def measured(model, one, many, n):
-    "One measurement of a tagger."
-    start_up, processor_start_up, memory_of_one = tagged(model, one)
-    seconds, processor, memory = tagged(model, many)
+def summary(runs, n):
+    "What the least of several measurements amounts to: other work on the machine only adds."
+    (start_up, processor_start_up, of_one), (seconds, processor, of_all) = ([min(o) for o in zip(*runs[part])] for part in ("one", "many"))
     return {
         "start-up, s": start_up,
-        "MiB, one photo": memory_of_one,
+        "MiB, one photo": of_one,
         "ms per further photo": 1000 * (seconds - start_up) / (n - 1),
         "ms of a core": 1000 * (processor - processor_start_up) / (n - 1),
-        "MiB, all photos": memory,
+        "MiB, all photos": of_all,
     }
 
 
 def as_table(found):
-    "Medians, and in brackets the median ratio to PyTorch of measurements made one after the other."
-    what = list(found["torch"][0])
-    lines = ["| engine | " + " | ".join(what) + " |", "|---" * (len(what) + 1) + "|"]
-    for engine, runs in found.items():
-        cells = []
-        for name in what:
-            ratio = median(run[name] / base[name] for run, base in zip(runs, found["torch"]))
-            cells.append(f"{median(run[name] for run in runs):.4g}" + ("" if engine == "torch" else f" ({ratio:.2f})"))
+    "In brackets the ratio to PyTorch."
+    base = found["torch"]
+    lines = ["| engine | " + " | ".join(base) + " |", "|---" * (len(base) + 1) + "|"]
+    for engine, of_engine in found.items():
+        cells = [f"{value:.4g}" + ("" if engine == "torch" else f" ({value / base[name]:.2f})") for name, value in of_engine.items()]
         lines.append(f"| {ENGINES[engine]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -85,11 +80,13 @@ def main():
             for part in ("one", "many")[i > 0 :]:
                 (folder / part).mkdir(exist_ok=True)
                 shutil.copy(Path(args.img_dir) / name, folder / part / f"{i}{Path(name).suffix}")
-        found = {engine: [] for engine in ENGINES}
+        runs = {engine: {"one": [], "many": []} for engine in ENGINES}
         for _ in range(args.repeats):
-            for engine, model in models.items(): found[engine].append(measured(model, folder / "one", folder / "many", len(names)))
+            for engine, model in models.items():
+                for part, found in runs[engine].items(): found.append(tagged(model, folder / part))
+    found = {engine: summary(of_engine, len(names)) for engine, of_engine in runs.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "runtime.json").write_text(json.dumps({"photos": len(names), "runs": found}, indent=1) + "\n")
+    (args.out / "runtime.json").write_text(json.dumps({"photos": len(names), "runs": runs, "summary": found}, indent=1) + "\n")
     print(as_table(found))
 
 
