@@ -60,7 +60,7 @@ def check_checkpoints(
     run:Run, # A run that was stopped
     settings:Settings, # Of the run
 ) -> None:
-    "Raises `InputError` if a checkpoint is damaged, of another run, or missing though epochs were finished."
+    "Raises `InputError` if a checkpoint is damaged or of another run; warns if one is missing though epochs were finished."
     plan = TrainingPlan.of_run(run)
     if plan.linear_probe or run.file('model').exists(): return
     files = [(run.fold_checkpoint(fold), run.fold_history(fold)) for fold in range(plan.folds)]
@@ -68,8 +68,8 @@ def check_checkpoints(
     for checkpoint, history in files:
         check_checkpoint(checkpoint, run.origin)
         if history.exists() and not checkpoint.exists():
-            raise InputError(f"{checkpoint}: is missing, while {history.name} lists finished epochs; put it back, or remove {history.name} "
-                             "to train from the start")
+            warnings.warn(f"{checkpoint}: is missing, so training starts again with the first epoch, though {history.name} lists finished ones",
+                          stacklevel=3)
 
 def _check_outputs(training):
     "Raise `InputError` if checkpoint or loss graph would replace something, or each other."
