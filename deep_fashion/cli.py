@@ -273,7 +273,7 @@ COMMANDS = [
             ("convert --model runs/first --img_dir new --out fast",
              "convert --model runs/first --img_dir new --out half --precision bfloat16")),
     Command('export', run_export, ExportSettings, "make a tagger that needs no PyTorch",
-            "Write a tagger as one graph for ONNX Runtime or OpenVINO, in a folder that tag, test and evaluate take as --model, "
+            "Write a tagger as one graph for ONNX Runtime or OpenVINO, in a folder that tag, test, evaluate and serve take as --model, "
             "and compare its labels with PyTorch's. Needs the extra: pip install 'deep_fashion[export]'; for OpenVINO [fast], too.",
             ("export --model runs/first --img_dir new --out first-onnx",
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),

@@ -114,7 +114,8 @@ def model_file(
     "The folder of the bundle or, where there is none, the file of the exported Learner. Raises `InputError` if a folder holds neither."
     path, bundle = Path(path), Run(path).file('bundle')
     if not path.is_dir() or (path/BUNDLE_FILE).is_file(): return path
-    return bundle if bundle.is_dir() else Run(path).existing('model')
+    if bundle.is_dir() or Run(path).file('model').is_file(): return bundle if bundle.is_dir() else Run(path).file('model')
+    raise InputError(f"run {path}: has no learn.pkl and no bundle; expected the folder of a finished run, runs/NAME, or a bundle")
 
 def weights_file(
     path, # A file of weights, or the folder of a run

@@ -16,8 +16,7 @@ from pydantic import BaseModel, Field
 
 from .. import __version__
 from ..core import MISSING, requires_extra, versions
-from ..train.learner import AttributeLearner
-from ..predict.tagger import load_tagger
+from ..predict.tags import open_tagger
 from .serving import BOUNDS, Bounds, Guard, Refusal, Serving, failure, listen, read_password, refusal_response
 from .tagging import Batcher, leave_a_core, tag_files
 
@@ -143,8 +142,8 @@ def _problems(*statuses, has_password):
     reasons = {401: "The password is required", **_REASONS} if has_password else _REASONS
     return {status: dict(model=Problem, description=text) for status, text in reasons.items() if status in (401, *_OF_ALL, *statuses)}
 
-def _version(learn, name):
-    vocab = learn.vocab
+def _version(tagger, name):
+    vocab = tagger.vocab
     attributes = {a: [ClassName(label=o, name='no label' if o == MISSING else vocab.name(a, o)) for o in vocab.classes[a]]
                   for a in vocab.attributes}
     return Version(version=__version__, model=name, attributes=attributes, libraries=versions())
@@ -158,7 +157,7 @@ def _fastapi():
     return fastapi
 
 def build_api(
-    learn:AttributeLearner, # As `load_tagger` returns it
+    tagger, # As `open_tagger` returns it
     name:str='', # Of the model
     has_password:bool=False, # Whether clients need a password, which is the task of a `Guard`
     bounds:Bounds=BOUNDS,
@@ -167,7 +166,7 @@ def build_api(
     fastapi = _fastapi()
     @asynccontextmanager
     async def lifespan(_):
-        api.state.batcher = Batcher(partial(tag_files, learn), most_waiting=bounds.waiting)
+        api.state.batcher = Batcher(partial(tag_files, tagger), most_waiting=bounds.waiting)
         yield
         await asyncio.to_thread(api.state.batcher.close)
     from fastapi.security import HTTPBasic
@@ -178,7 +177,7 @@ def build_api(
     # FastAPI raises other errors again after the answer, so that the guard can report them.
     for kind in (Refusal, Exception): api.add_exception_handler(kind, refused)
     _add_tag(api, _problems(403, 408, 413, 415, 422, has_password=has_password), bounds)
-    _add_facts(api, _problems(has_password=has_password), _version(learn, name))
+    _add_facts(api, _problems(has_password=has_password), _version(tagger, name))
     return api
 
 # %% ../../nbs/94_app.api.ipynb #ba6f3323
@@ -208,7 +207,7 @@ def _add_tag(api, problems, bounds):
 
 # %% ../../nbs/94_app.api.ipynb #32da8c2b
 def serve_api(
-    model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
+    model, # The folder of a run, a bundle (exported for ONNX Runtime or OpenVINO, too), or an exported learner
     port:int=8000, # From 1 to 65535
     host:str='127.0.0.1', # An address of this computer; others than its own can be reached from elsewhere and need a password
     password_file=None, # A text file with the password (default: `DEEP_FASHION_PASSWORD` in the environment, if it is set)
@@ -221,7 +220,7 @@ def serve_api(
     _fastapi()
     password = read_password(password_file)
     listening = listen(host, port, password)
-    try: api = build_api(load_tagger(model, trust), Path(model).resolve().name, password is not None)
+    try: api = build_api(open_tagger(model, trust), Path(model).resolve().name, password is not None)
     except BaseException:
         listening.close()
         raise

@@ -7,38 +7,35 @@ __all__ = ['tag_files', 'Batcher', 'leave_a_core']
 
 # %% ../../nbs/93_app.tagging.ipynb #21e73408
 import queue
+import sys
 import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-import numpy as np
-import torch
 
 from ..core import MISSING
-from ..train.learner import AttributeLearner
-from ..predict.tagger import predict_files
 from .serving import BOUNDS, busy
 
 # %% ../../nbs/93_app.tagging.ipynb #e7fce225
 def _ranked_classes(probabilities, vocab):
     "attribute -> its classes, the most probable first."
     found = {}
-    for attribute, head in zip(vocab.attributes, np.split(np.asarray(probabilities), np.cumsum(vocab.sizes)[:-1])):
+    for attribute, head in zip(vocab.attributes, vocab.split(probabilities)):
         labels = vocab.classes[attribute]
         names = ['no label' if label == MISSING else vocab.name(attribute, label) for label in labels]
-        ranked = np.argsort(-head, kind='stable')
+        ranked = (-head).argsort(kind='stable')
         found[attribute] = [dict(label=labels[i], name=names[i], probability=round(float(head[i]), 4)) for i in ranked]
     return found
 
 def tag_files(
-    learn:AttributeLearner, # As `load_tagger` returns it
+    tagger, # As `open_tagger` returns it
     files:list, # Pairs of a path, or the bytes of a file, and the name under which the photo is known to the user
 ) -> list: # Per file: `filename`, and either `attributes` (attribute -> list of `label`, `name`, `probability`) or `error`
     "The predictions for photos, all classes of each attribute, the most probable first."
     found = {}
-    for indices, probabilities, faults in predict_files(learn, [source for source, _ in files], num_workers=0):
+    for indices, probabilities, faults in tagger.predict_paths([source for source, _ in files], num_workers=0):
         for i, of_photo in zip(indices, probabilities if indices else ()):
-            found[i] = dict(filename=files[i][1], attributes=_ranked_classes(of_photo, learn.vocab))
+            found[i] = dict(filename=files[i][1], attributes=_ranked_classes(of_photo, tagger.vocab))
         for i, reason in faults.items():
             source = 'image data' if isinstance(files[i][0], bytes) else files[i][0]
             found[i] = dict(filename=files[i][1], error=reason.removeprefix(f'{source}: '))
@@ -96,7 +93,9 @@ class Batcher:
 
 # %% ../../nbs/93_app.tagging.ipynb #067ea651
 def leave_a_core():
-    "Let PyTorch compute with a thread less than it does, unless it is the last. Returns a function that undoes this."
+    "Let PyTorch, if it is loaded, compute with a thread less than it does, unless it is the last. Returns a function that undoes this."
+    torch = sys.modules.get('torch')
+    if torch is None: return lambda: None
     n = torch.get_num_threads()
     torch.set_num_threads(max(n - 1, 1))
     return partial(torch.set_num_threads, n)

@@ -68,7 +68,7 @@ def check_checkpoints(
     for checkpoint, history in files:
         check_checkpoint(checkpoint, run.origin)
         if history.exists() and not checkpoint.exists():
-            warnings.warn(f"{checkpoint}: is missing, so training starts again with the first epoch, though {history.name} lists finished ones",
+            warnings.warn(f"{checkpoint}: is missing, so training starts from the first epoch, though {history.name} lists finished ones",
                           stacklevel=3)
 
 def _check_outputs(training):

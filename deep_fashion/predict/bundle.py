@@ -374,6 +374,7 @@ def read_bundle(
 ) -> BundleDescription:
     "The description of a bundle whose files are all there and unaltered. Raises `InputError` if they are not, or it is of a newer version."
     folder = Path(folder)
+    if folder.is_file(): raise InputError(f"model {folder}: is a file, no bundle; load_tagger takes exported learners")
     sums = _read_sums(folder)
     content = _read_limited(_opened(folder, BUNDLE_FILE), _MOST_BYTES)
     if sums.get(BUNDLE_FILE) != hashlib.sha256(content).hexdigest(): raise _altered(folder, BUNDLE_FILE)

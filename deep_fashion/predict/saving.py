@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from ..core import InputError, shorten_list
+from ..run import model_file
 from ..data.vocab import AttributeVocab, EncodeAttributes, RowLabels
 from ..data.pixel_cache import Squish
 from ..data.loaders import OpenPhoto, PhotoDL, PhotoPath
@@ -290,7 +291,7 @@ def load_bundle(
     "The learner in a bundle. Raises `InputError` if a file was altered or is no part of a tagger, or is for another engine."
     folder, description = Path(folder), read_bundle(folder)
     if description.is_exported:
-        raise InputError(f"model {folder}: was exported for {description.engine}, which tag, test and evaluate can use; "
+        raise InputError(f"model {folder}: was exported for {description.engine}, which tag, test, evaluate and serve can use; "
                          "for anything else, give the tagger it was exported from")
     n = (description.network.networks or 1) if description.engine == 'openvino' else 0
     if sorted(description.files) != sorted(['weights.safetensors', *(f'body-{i}.{end}' for i in range(n) for end in ('xml', 'bin'))]):
@@ -307,7 +308,7 @@ def load_bundle(
 
 @patch(cls_method=True)
 def from_bundle(cls:Learner,
-    folder, # A bundle, as `save_bundle` leaves it
+    folder, # A bundle, as `save_bundle` leaves it, or the folder of a run
 ) -> AttributeLearner:
     "The learner in a bundle, to predict or to train further with other loaders. Raises `InputError` as `load_bundle` does."
-    return load_bundle(folder)
+    return load_bundle(model_file(folder))
