@@ -2,7 +2,6 @@
 import asyncio
 import os
 import socket
-import warnings
 from base64 import b64encode
 
 import pytest
@@ -105,3 +104,84 @@ def test_a_password_may_come_through_a_pipe():
     os.close(writing)
     assert read_password(f"/dev/fd/{reading}") == PASSWORD
     os.close(reading)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def servers(trained, tmp_path_factory):
+    "Both servers behind a password, without the bound on requests; each with a list of the paths that got through."
+    pytest.importorskip("gradio", reason="the extra 'app' is not installed")
+    from deep_fashion.app.api import serve_api
+    from deep_fashion.app.server import serve_app
+    folder, running = tmp_path_factory.mktemp("guarded"), {}
+    (folder / "password").write_text(PASSWORD)
+    for name, serve in (("serve", serve_api), ("app", serve_app)):
+        options = {"corrections": folder / "corrections.csv"} if name == "app" else {}
+        server = serve(trained, free_port(), password_file=folder / "password", **options)
+        server.guard.rate = Rate(10**9, 10**9)
+        running[name] = server, watched(server.guard)
+    yield running
+    for server, _ in running.values(): server.close()
+
+
+def watched(guard):
+    "The paths of requests that `guard` lets through from now on."
+    app, paths = guard.app, []
+    async def recorded(scope, receive, send):
+        if scope["type"] != "lifespan": paths.append(scope["path"])
+        await app(scope, receive, send)
+    guard.app = recorded
+    return paths
+
+
+OF_ALL = "/", "/none", "/tag", "/health", "/version", "/openapi.json", "/docs", "/redoc", "/favicon.ico", "/robots.txt", "//", "/%2e%2e/"
+OF_GRADIO = (
+    "/config", "/theme.css", "/manifest.json", "/monitoring", "/login", "/logout", "/token", "/user", "/assets/index.js",
+    "/static/img/logo.svg", "/svelte/x", "/gradio_api/info", "/gradio_api/app_id", "/gradio_api/upload", "/gradio_api/upload_progress",
+    "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/", "/gradio_api/queue/join", "/gradio_api/queue/status",
+    "/gradio_api/queue/data?session_hash=a", "/gradio_api/run/tag", "/gradio_api/call/tag", "/gradio_api/call/v2/tag",
+    "/gradio_api/cancel", "/gradio_api/heartbeat/a", "//gradio_api/heartbeat/a", "/gradio_api/startup-events",
+    "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/mcp/sse", "/gradio_api/dev/reload", "/gradio_api/vibe-edit/",
+    "/gradio_api/reset", "/gradio_api/deep_link", "/gradio_api/component_server", "/gradio_api/process_recording",
+)
+
+
+@pytest.mark.parametrize("name", ["serve", "app"])
+def test_nothing_is_answered_without_the_password(servers, name):
+    server, reached = servers[name]
+    with httpx.Client(base_url=server.url) as client:
+        for path in OF_ALL + OF_GRADIO:
+            for method in METHODS:
+                answer = client.request(method, server.url + path)
+                assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Basic"), (method, path)
+                assert answer.text in ("", '{"detail":"a password is required"}'), (method, path)
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Cookie": "a=b"}):
+            assert client.post("/", headers=headers).status_code == 401, headers
+    assert reached == []
+    assert httpx.get(server.url, auth=("", PASSWORD)).status_code == (200 if name == "app" else 404) and reached == ["/"]
+    reached.clear()
+
+
+UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.parametrize("request_line, headers, statuses", [
+    ("GET /gradio_api/queue/join HTTP/1.1", UPGRADE, (401,)),
+    ("GET / HTTP/1.1", "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", (401,)),
+    ("OPTIONS * HTTP/1.1", "", (400, 401)), ("GET http://elsewhere.example/health HTTP/1.1", "", (400, 401)),
+    ("CONNECT elsewhere.example:443 HTTP/1.1", "", (400, 401)), ("GET /health HTTP/1.0", "", (401,)), ("PRI * HTTP/2.0", "", (400, 401)),
+    ("POST /tag HTTP/1.1", "Content-Length: 999999999999\r\n", (401,)),
+    ("POST /tag HTTP/1.1", "Transfer-Encoding: chunked\r\n", (401,)),
+])
+@pytest.mark.parametrize("name", ["serve", "app"])
+def test_no_other_protocol_is_a_way_in(servers, name, request_line, headers, statuses):
+    server, reached = servers[name]
+    with socket.create_connection(server.address, timeout=10) as client:
+        client.sendall(f"{request_line}\r\nHost: a\r\n{headers}\r\n".encode())
+        assert int(client.recv(1000).split()[1]) in statuses
+    assert reached == []
