@@ -319,18 +319,19 @@ def write_csv(
 
 # %% ../nbs/00_core.ipynb #98166e0d
 def file_bytes(
-    path, # A file, or a pipe that somebody writes to
+    path, # A file, or a pipe
+    most:int=-1, # Bytes that are read; -1: all
 ) -> bytes:
-    "The content of `path`. Raises `InputError` if it cannot be read, is a device, or a pipe without a writer, which would be waited for."
+    "The content of `path`. Raises `InputError` if it cannot be read, is a device, or a pipe without a writer."
     try:
         # Opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
         with open(handle, 'rb') as file:
             mode = os.fstat(handle).st_mode
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode): raise InputError(f"{path}: cannot be read (it is a device)")
-            if not stat.S_ISFIFO(mode): return file.read()
+            if not stat.S_ISFIFO(mode): return file.read(most)
             os.set_blocking(handle, True)
-            content = file.read()
+            content = file.read(most)
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror or e})") from e
     if not content: raise InputError(f"{path}: cannot be read (it is a pipe that nothing was written to)")
     return content

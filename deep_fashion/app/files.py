@@ -57,7 +57,7 @@ class Corrections:
             write_csv(self.path, rows, missing='')
 
 # %% ../../nbs/95_app.files.ipynb #915e11a2
-KEPT_SECONDS, TABLE = 3600, 'tags.csv'
+KEPT_SECONDS, TABLE, _OF_TABLE = 3600, 'tags.csv', '-table'
 
 class PageFolder:
     "The files of the page, each in a folder of its own: uploads until they are tagged, and tables for download."
@@ -68,9 +68,10 @@ class PageFolder:
 
     def new(self,
         name:str, # As the user knows the file
+        is_table:bool=False, # Whether it is for download; an upload may have any name
     ) -> Path:
         "A path for a new file."
-        folder = self.path/secrets.token_hex(16)
+        folder = self.path/(secrets.token_hex(16) + (_OF_TABLE if is_table else ''))
         folder.mkdir()
         return folder/(re.sub(r'[^\w.-]+', '_', name).lstrip('.')[-60:] or 'photo')
 
@@ -123,4 +124,5 @@ def take(self:PageFolder,
 def remove_old(self:PageFolder) -> None:
     "Remove uploads that nobody had tagged for ten minutes, and tables after an hour."
     for path, facts in self._files():
-        if time.time() - facts.st_mtime > (KEPT_SECONDS if path.name == TABLE else 600): self.remove(path)
+        seconds = KEPT_SECONDS if path.parent.name.endswith(_OF_TABLE) else 600
+        if time.time() - facts.st_mtime > seconds: self.remove(path)

@@ -145,7 +145,7 @@ class AppPage:
 
     def _overview(self, session):
         "The overview, and the same as a table to download."
-        path = self.folder.new(TABLE)
+        path = self.folder.new(TABLE, is_table=True)
         write_csv(path, tags_table(session.photos, session.corrected, self.learn.vocab.attributes))
         download = _gradio().DownloadButton(value=str(path), interactive=True)
         return {self.ui.overview: overview_html(session.photos, session.corrected), self.ui.download: download}
@@ -296,6 +296,11 @@ def _application(blocks, folder):
     return _only_what_is_needed(outer)
 
 # %% ../../nbs/97_app.server.ipynb #37e1ded6
+def _page_folder(path):
+    # Gradio accepts files in the folder that the variable names. Its own, for a history of edits, it makes where that was on import.
+    os.environ['GRADIO_TEMP_DIR'] = _gradio().routes.DEFAULT_TEMP_DIR = path
+    return PageFolder(path)
+
 def serve_app(
     model, # The folder of a run, a bundle, or a learner exported by `Learner.export`
     port:int=7860, # From 1 to 65535
@@ -316,9 +321,7 @@ def serve_app(
         learn = load_tagger(model, trust)
         kept = Corrections(corrections, learn.vocab.attributes)
         temporary = tempfile.TemporaryDirectory(prefix='deep_fashion-app-', ignore_cleanup_errors=True)
-        # Gradio accepts files in the folder that this variable names.
-        os.environ['GRADIO_TEMP_DIR'] = temporary.name
-        folder = PageFolder(temporary.name)
+        folder = _page_folder(temporary.name)
         app = _application(build_app(learn, kept, folder), folder)
     except BaseException:
         listening.close()
