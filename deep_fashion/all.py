@@ -46,6 +46,7 @@ from .model.body import *
 from .model.crops import *
 from .model.network import *
 from .model.loss import *
+from .model.openvino_file import *
 from .model.openvino_body import *
 from .metrics.bootstrap import *
 from .metrics.calibration import *

@@ -189,6 +189,46 @@ def nested_loop():
                     [true, tensor("values", np.zeros((1, 13)))])
 
 
+def numbered_oddly(message, part, field):
+    """A message whose `field` has a number with a bit beyond 32, which protobuf drops: the same to ONNX Runtime.
+
+    The lengths of the messages around it are written anew: of the model (7), the graph (`part`), and the message in it."""
+    def varint(n): return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+    def held(number, content): return varint(number << 3 | 2) + varint(len(content)) + content
+    model = onnx.ModelProto.FromString(message)
+    found = model.graph.node if part == 1 else model.graph.initializer
+    content = found[0].SerializeToString()
+    assert content.count(field) == 1
+    odd = content.replace(field, bytes([field[0] | 0x80, 0x80, 0x80, 0x80, 0x10]) + field[1:])
+    del found[0]
+    whole = held(part, odd) + model.graph.SerializeToString()
+    model.ClearField("graph")
+    message = model.SerializeToString() + held(7, whole)
+    assert onnx.ModelProto.FromString(message).graph.ByteSize() == len(whole) - 4
+    return message
+
+
+def inflated(*nodes, **values):
+    "A graph of little more than what makes a huge `large` from small values."
+    node, given = onnx.helper.make_node, dict(axes=np.array([1, 2, 3]), one=np.array([1]), zero=np.float32(0), **values)
+    nodes = [*nodes, node("ReduceMax", ["large"], ["most"], keepdims=0), node("Cast", ["photos"], ["floats"], to=1),
+             node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0), node("Unsqueeze", ["mean", "one"], ["column"]),
+             node("Mul", ["column", "most"], ["probabilities"])]
+    return graph_of(nodes, [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()])
+
+
+def hungry():
+    "Graphs of a kilobyte whose results take 16 GiB and more, one by its first operator and one by many."
+    node, quarter = onnx.helper.make_node, np.ones((1, 4), np.float32)
+    many = [node("Concat", [f"{i}"] * 4, [f"{i + 1}" if i < 15 else "large"], axis=1) for i in range(16)]
+    return [inflated(node("Expand", ["zero", "shape"], ["large"]), shape=np.array([2**32])),
+            inflated(node("Conv", ["photo", "kernel"], ["large"], pads=[2**15] * 4), photo=np.ones((1, 1, 2, 2), np.float32),
+                     kernel=np.ones((1, 1, 3, 3), np.float32)),
+            inflated(node("MatMul", ["column_of", "row"], ["large"]), column_of=np.ones((2**16, 1), np.float32),
+                     row=np.ones((1, 2**16), np.float32)),
+            inflated(*many, **{"0": quarter})]
+
+
 def equal_shares(sizes): return np.concatenate([np.full(size, 1 / size) for size in sizes])
 
 
@@ -210,7 +250,11 @@ def hostile(content, secret, sizes):
         ("damaged", content[:-7]), ("damaged", content[: len(content) // 2]), ("damaged", b""), ("damaged", b"\0" * 99),
         ("damaged", b"<html>not found</html>"), ("damaged", b"ORTM" + content), ("another file", external(secret)),
         ("another file", external(secret.name)), ("another file", external("../" + secret.name)),
-        ("com.microsoft", of_domain("com.microsoft")), ("of 'mine'", of_domain("mine")), ("Loop", nested_loop()),
+        ("com.microsoft", of_domain("com.microsoft")), ("of 'mine'", of_domain("mine")), ("Loop", nested_loop()), *(("more than 4 GiB", graph) for graph in hungry()),
+        ("ConstantOfShape", inflated(onnx.helper.make_node("ConstantOfShape", ["shape"], ["large"]), shape=np.array([9]))),
+        ("field 536870926", numbered_oddly(external(secret.name), 5, b"\x70\x01")),
+        ("field 536870916", numbered_oddly(nested_loop(), 1, b"\x22\x04Loop")),
+        ("field 536870919", numbered_oddly(of_domain("mine"), 1, b"\x3a\x04mine")),
         ("80 x 64", constant(shares, size=(64, 64), n=n)), ("80 x 64", constant(shares, kind=onnx.TensorProto.FLOAT, n=n)),
         ("classes", constant(shares[1:], n=n - 1)),
         ("no probabilities", constant(shares * np.nan, n=n)), ("no probabilities", constant(shares - 1, n=n)),
@@ -247,6 +291,17 @@ def test_flipped_bits_are_refused_or_give_probabilities(exported, samples, tmp_p
     assert given + refusals == 40 and refusals
 
 
+def hungry_openvino():
+    "A network that makes 16 GiB of one number."
+    from openvino import Model
+    from openvino import opset13 as ops
+
+    from deep_fashion.model.openvino_body import openvino_files
+    photos = ops.parameter([-1, 80, 64, 3], np.uint8)
+    most = ops.reduce_max(ops.convert(photos, "f32"), ops.constant([0, 1, 2, 3]), False)
+    return openvino_files(Model([ops.reduce_max(ops.broadcast(most, ops.constant([2**16, 2**16])), ops.constant([0]), True)], [photos]))
+
+
 def test_openvino_graphs_made_to_do_harm(command, refused, ensemble, exported, samples, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed")
     whole, photo = tmp_path / "openvino", samples.images / "shirt-00001-1.jpg"
@@ -259,5 +314,8 @@ def test_openvino_graphs_made_to_do_harm(command, refused, ensemble, exported, s
         ("damaged", xml[:-9], weights), ("damaged", constant(np.zeros(13)), weights), ("damaged", b"", b""),
         ("damaged", xml, weights[:100]), ("declares entities", entities, weights),
         ("Loop", xml.replace(b'type="Convolution"', b'type="Loop"', 1), weights),
+        ("prefixes", xml.replace(b"<net ", b'<net xmlns="x" ').replace(b'type="Convolution"', b'type="Loop"', 1), weights),
+        ("damaged", entities.decode().encode("utf-16"), weights), ("extension", xml.replace(b'"opset1"', b'"extension"', 1), weights),
+        ("more than any tagger", *hungry_openvino()),
         ("damaged", xml.replace(b"64", b"65"), weights),
     )): refused("test", "--model", altered(whole, tmp_path / str(i), *contents), "-i", photo, says=[str(tmp_path / str(i)), reason])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, requires_extra
+from .openvino_file import check_openvino
 from .precision import has_fast_bfloat16, has_fast_int8
 
 # %% ../../nbs/35_model.openvino_body.ipynb #081a4f2f
@@ -73,6 +74,9 @@ class OpenVINOBody(nn.Module):
         if self.needs_int8 and not has_fast_int8():
             raise InputError("this tagger was converted on a processor with instructions for 8 bits, which this one lacks; "
                              "convert the original here")
+        # Whatever the learner came from, an altered pickle included.
+        try: check_openvino(self.xml)
+        except InputError as e: raise InputError(f"this tagger's network for OpenVINO {e}") from None
         try: return _compiled_requests(self.xml, self.weights, self.streams)
         except RuntimeError as e: raise InputError("this tagger's network for OpenVINO is damaged or of another version "
                                                    f"({str(e).splitlines()[-1][:100]}); convert the original again") from None
