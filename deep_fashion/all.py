@@ -14,6 +14,8 @@ from .settings import *
 from .run import *
 from .commands import *
 from .terminal import *
+from .pickled_objects import *
+from .pickled_numbers import *
 from .pickles import *
 from .text import *
 from .data.photo_memory import *

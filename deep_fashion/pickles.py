@@ -11,11 +11,9 @@ import functools
 import importlib
 import inspect
 import io
-import math
 import pickle
 import pickletools
 import random
-import sys
 import types
 import zipfile
 from collections import OrderedDict
@@ -23,6 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import InputError, shorten_list
+from .text import one_line
+from .pickled_numbers import Numbers, are_counts, empty_array, fill_array, named_dtype, new_number, new_parameter, new_tensor
+from .pickled_objects import finish_objects, layer_class, require, usable_attributes
 
 # %% ../nbs/05_pickles.ipynb #752a4aa3
 def _names(text):
@@ -86,97 +87,38 @@ torch: Tensor
 torch.nn.functional: gelu hardswish leaky_relu relu relu6 sigmoid silu softmax""")
 
 # %% ../nbs/05_pickles.ipynb #7ec03b0d
-_LAYER_MODULES = ('torch.nn.modules', 'torchvision.models', 'torchvision.ops', 'timm.layers', 'timm.models')
-
-def _layer(module, name):
-    "The class of a layer, or None if this is the name of none."
-    if not module.startswith(tuple(f'{o}.' for o in _LAYER_MODULES)): return None
-    import timm
-    import torchvision
-    found = vars(sys.modules.get(module, types)).get(name)
-    is_layer = isinstance(found, type) and issubclass(found, sys.modules['torch'].nn.Module) and timm and torchvision
-    return found if is_layer and (found.__module__, found.__qualname__) == (module, name) else None
-
 def _known(module, name):
     "The class or function of a name that is in a list. Raises `InputError` if it does not exist in this version."
     try: return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError): raise InputError(f"holds {module}.{name}, which these versions of the libraries lack") from None
 
 # %% ../nbs/05_pickles.ipynb #01b92ac8
-class _Numbers(NamedTuple):
-    "The memory of tensors."
-    dtype: object # Of PyTorch
-    memory: object # `torch.UntypedStorage`
-    n: int # Number of elements
-
-def _require(holds, reason):
-    if not holds: raise InputError(f"is damaged, or made to do harm ({reason})")
-
-def _are_counts(values): return all(type(o) is int and 0 <= o < 2**48 for o in values)
-
-def _tensor(numbers, start, shape, steps, requires_grad=False, hooks=None, _=None):
-    import torch
-    _require(type(numbers) is _Numbers and type(shape) in (tuple, torch.Size) and type(steps) is tuple, "a tensor without numbers")
-    _require(_are_counts([start, *shape, *steps]) and len(shape) == len(steps) < 10 and not hooks, "a tensor of unknown layout")
-    n, last = math.prod(shape), start + sum((size - 1)*step for size, step in zip(shape, steps))
-    _require(not n or last < numbers.n and n <= max(numbers.n, 2**20), "a tensor larger than its numbers")
-    found = torch.empty(0, dtype=numbers.dtype)
-    if n: found.set_(numbers.memory, start, shape, steps)
-    else: found = found.new_empty(shape)
-    return found.requires_grad_() if requires_grad else found
-
-def _parameter(tensor, requires_grad, hooks):
-    import torch
-    _require(isinstance(tensor, torch.Tensor) and not hooks, "a parameter that is no tensor")
-    return torch.nn.Parameter(tensor.detach(), bool(requires_grad))
-
 def _typed_tensor(rebuild, kind, arguments, state):
     import torch
-    _require(type(rebuild) is _Call and rebuild.function is _tensor and isinstance(kind, type), "a tensor of unknown kind")
-    _require(issubclass(kind, torch.Tensor) and type(state) in (dict, type(None)) and type(arguments) is tuple, "a tensor of unknown kind")
-    found = _tensor(*arguments).as_subclass(kind)
-    vars(found).update(state or {})
+    require(type(rebuild) is _Call and rebuild.function is new_tensor and isinstance(kind, type), "a tensor of unknown kind")
+    require(issubclass(kind, torch.Tensor) and type(state) in (dict, type(None)) and type(arguments) is tuple, "a tensor of unknown kind")
+    plain = all(type(o) in (str, int, float, bool, type(None)) for o in (state or {}).values())
+    require(plain, "a tensor with unknown attributes")
+    found = new_tensor(*arguments).as_subclass(kind)
+    vars(found).update(usable_attributes(kind, state or {}))
     return found
 
 # %% ../nbs/05_pickles.ipynb #0aebb29a
-_DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
-
-def _dtype(name, *_):
-    import numpy as np
-    # Arrays of objects occur in data frames only.
-    if name in ('O', 'O8'): return None
-    _require(name in _DTYPES, f"an array of {str(name)[:20]!r}")
-    return np.dtype(name)
-
-def _number(dtype, content):
-    import numpy as np
-    _require(isinstance(dtype, np.dtype) and type(content) is bytes and len(content) == dtype.itemsize, "a number of unknown type")
-    return np.frombuffer(content, dtype)[0]
-
-def _empty_array(kind, *_):
-    import numpy as np
-    _require(kind is np.ndarray, "an array of unknown type")
-    return np.empty(0, np.uint8)
-
-def _fill_array(array, state):
-    import numpy as np
-    _require(type(state) is tuple and len(state) == 5, "an array without numbers")
-    _, shape, dtype, by_column, content = state
-    if dtype is None: return
-    _require(isinstance(dtype, np.dtype) and dtype.str[1:] in _DTYPES and type(content) is bytes, "an array of objects")
-    _require(type(shape) is tuple and _are_counts(shape) and math.prod(shape)*dtype.itemsize == len(content), "an array of unknown size")
-    array.__setstate__((1, shape, dtype, bool(by_column), content))
-
 def _bytes(text='', encoding='latin1'):
-    _require(type(text) is str and encoding == 'latin1', "bytes of unknown encoding")
+    require(type(text) is type(encoding) is str and encoding == 'latin1', "bytes of unknown encoding")
     return text.encode('latin1')
 
 def _set(items=()):
-    _require(type(items) is list, "a set of no list")
+    require(type(items) is list, "a set of no list")
+    for o in items: _check_key(o)
     return set(items)
 
+def _check_key(key):
+    # Others compute their hash, in code of their own or of any depth; large numbers can be made to share one.
+    require(type(key) in (str, bytes, float, bool, type(None), type) or type(key) is int and abs(key) < 2**60, "a key of unknown kind")
+
 def _path(*parts):
-    _require(all(type(o) is str for o in parts), "a path that is no text")
+    require(all(type(o) is str for o in parts), "a path that is no text")
     path = Path(*parts)
     return Path(path.name) if path.is_absolute() or '..' in path.parts else path
 
@@ -191,23 +133,26 @@ def _signature(*_): return inspect.Signature()
 def _forget(*_): return None
 
 def _size(sizes):
-    _require(type(sizes) is tuple and _are_counts(sizes), "a shape of unknown sizes")
+    require(type(sizes) is tuple and are_counts(sizes), "a shape of unknown sizes")
     return importlib.import_module('torch').Size(sizes)
 
 _METHODS = {'fastai.data.core': ('dataloaders',), 'fastai.torch_core': ('affine_coord', 'lighting'),
             'fastai.vision.augment': ('before_call',)}
 
 def _attribute(kind, name):
+    kind = kind.kind if type(kind) is _Made else kind
+    require(isinstance(kind, type) and type(name) is str, "reads an attribute of something unknown")
     if isinstance(kind, enum.EnumMeta): return kind[name]
-    _require(isinstance(kind, type) and name in _METHODS.get(kind.__module__, ()), f"reads {str(name)[:40]} of {str(kind)[:80]}")
+    require(name in _METHODS.get(kind.__module__, ()), f"reads {name[:40]} of {kind.__name__}")
     return getattr(kind, name)
 
-def _method(function, owner):
-    _require(isinstance(function, types.FunctionType) and function.__name__ in ('dataloaders', 'before_call'), "a method of unknown kind")
-    return types.MethodType(function, owner)
+def _method(function, _):
+    require(isinstance(function, types.FunctionType) and function.__name__ in ('dataloaders', 'before_call'), "a method of unknown kind")
+    # Of the class, which has it anyway.
+    return None
 
 def _builtin(name):
-    _require(name == 'MethodType', "a function that is part of the file")
+    require(type(name) is str and name == 'MethodType', "a function that is part of the file")
     return _CALLED[('types', 'MethodType')]
 
 # %% ../nbs/05_pickles.ipynb #a32ac0ac
@@ -215,13 +160,17 @@ class _Call(NamedTuple):
     "What is called in place of a function that a pickle names. Nothing but the unpickler can call it."
     function: object
 
+class _Made(NamedTuple):
+    "A class whose objects are made. Nothing but the unpickler can make one."
+    kind: type
+
 _CALLED = {name: _Call(function) for function, names in {
-    _tensor: "torch._utils: _rebuild_tensor_v2",
-    _parameter: "torch._utils: _rebuild_parameter",
+    new_tensor: "torch._utils: _rebuild_tensor_v2",
+    new_parameter: "torch._utils: _rebuild_parameter",
     _typed_tensor: "torch._tensor: _rebuild_from_type_v2",
-    _dtype: "numpy: dtype",
-    _number: "numpy._core.multiarray: scalar\nnumpy.core.multiarray: scalar",
-    _empty_array: "numpy._core.multiarray: _reconstruct\nnumpy.core.multiarray: _reconstruct",
+    named_dtype: "numpy: dtype",
+    new_number: "numpy._core.multiarray: scalar\nnumpy.core.multiarray: scalar",
+    empty_array: "numpy._core.multiarray: _reconstruct\nnumpy.core.multiarray: _reconstruct",
     _bytes: "_codecs: encode",
     _path: "deep_fashion.core: as_path\npathlib: PosixPath WindowsPath",
     _device: "torch: device",
@@ -249,7 +198,7 @@ _STORAGES = dict(FloatStorage='float32', DoubleStorage='float64', HalfStorage='f
 _OTHERS = {('functools', 'partial'): functools.partial, **{('torch', name): name for name in _STORAGES}}
 
 # %% ../nbs/05_pickles.ipynb #7e2351dc
-_INSTRUCTIONS = frozenset("""PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE
+_INSTRUCTIONS = frozenset("""PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
 SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_LIST EMPTY_DICT EMPTY_SET EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM
 SETITEMS ADDITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID""".split())
 
@@ -261,7 +210,7 @@ def _renamed(module, name):
 def _is_allowed(module, name):
     module, name = _renamed(module, name)
     listed = any((module, name) in names for names in (_MADE, _REFERRED, _CALLED, _OTHERS))
-    return listed or _layer(module, name) is not None
+    return listed or layer_class(module, name) is not None
 
 # The unpickler in Python, since that in C calls what it is told to call without asking.
 class _Unpickler(pickle._Unpickler):
@@ -269,7 +218,8 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, content, numbers):
         super().__init__(io.BytesIO(content))
-        self.numbers, self.made, self.functions = numbers, set(), []
+        self.numbers, self.objects, self.functions, self.made = numbers, [], [], set()
+        self.allowance = 2*len(content) + 2**16
 
     def find_class(self, module, name):
         module, name = _renamed(module, name)
@@ -278,73 +228,103 @@ class _Unpickler(pickle._Unpickler):
         if (module, name) in _REFERRED:
             self.functions.append(found := _known(module, name))
             return found
-        found = _known(module, name) if (module, name) in _MADE else _layer(module, name)
-        _require(found is not None, f"{module}.{name}")
+        found = _known(module, name) if (module, name) in _MADE else layer_class(module, name)
+        require(found is not None, f"{module}.{name}")
         self.made.add(found)
-        return found
+        return _Made(found)
+
+    def spend(self, arguments):
+        "Count what is copied: the arguments of a file are as large as the file, unless one is used again and again."
+        self.allowance -= sum(len(o) for o in arguments if type(o) in (str, bytes, list, tuple))
+        require(self.allowance >= 0, "one part used too often")
 
     def persistent_load(self, pid):
-        _require(type(pid) is tuple and len(pid) == 5 and pid[0] == 'storage' and pid[1] in _STORAGES, "numbers of unknown kind")
-        return self.numbers(str(pid[2]), _STORAGES[pid[1]], pid[4])
+        require(type(pid) is tuple and len(pid) == 5 and all(type(o) is str for o in pid[:3]), "numbers of unknown kind")
+        require(pid[0] == 'storage' and pid[1] in _STORAGES, "numbers of unknown kind")
+        return self.numbers(pid[2], _STORAGES[pid[1]], pid[4])
 
 def _instruction(name):
     "A decorator: the function is what the unpickler does for an instruction."
     def register(function): _Unpickler.dispatch[getattr(pickle, name)[0]] = function
     return register
 
+# The functions of affine transforms, the only ones that are stored with some of their arguments.
+_PARTIAL = ('affine_mat', 'dihedral_mat', 'flip_mat', 'rotate_mat', 'zoom_mat')
+
 @_instruction('REDUCE')
 def _reduce(self):
     arguments, called = self.stack.pop(), self.stack[-1]
-    _require(type(arguments) is tuple, "a call without arguments")
+    require(type(arguments) is tuple, "a call without arguments")
+    self.spend(arguments)
     if called is functools.partial:
-        _require(len(arguments) == 1 and any(arguments[0] is o for o in [*self.functions, *self.made]), "a call of something unknown")
+        require(len(arguments) == 1 and isinstance(arguments[0], types.FunctionType), "a call of something unknown")
+        require(arguments[0].__name__ in _PARTIAL, "a call of something unknown")
         self.stack[-1] = functools.partial(arguments[0])
         return
-    if isinstance(called, enum.EnumMeta) and any(called is o for o in self.functions):
-        self.stack[-1] = called(*arguments)
+    if isinstance(called, enum.EnumMeta):
+        require(len(arguments) == 1 and type(arguments[0]) in (int, str), "a member of unknown kind")
+        self.stack[-1] = called(arguments[0])
         return
     known = [function for kind, function in _CALLED_CLASSES.items() if kind is called]
     function = called.function if type(called) is _Call else known[0] if known else None
-    _require(function, "a call of something that is not to be called")
+    require(function, "a call of something that is not to be called")
     self.stack[-1] = function(*arguments)
 
 @_instruction('NEWOBJ')
 def _newobj(self):
     arguments, kind = self.stack.pop(), self.stack[-1]
-    if kind == _Call(_forget) or getattr(kind, '__module__', '').startswith('pandas'):
+    if type(kind) is _Call and kind.function is _forget or isinstance(kind, type) and kind.__module__.startswith('pandas'):
         self.stack[-1] = None
         return
-    _require(isinstance(kind, type) and kind in self.made and type(arguments) is tuple, "an object of unknown kind")
+    require(type(kind) is _Made and type(arguments) is tuple, "an object of unknown kind")
+    self.spend(arguments)
+    kind = kind.kind
     items = arguments[0] if len(arguments) == 1 and type(arguments[0]) is tuple else arguments
     plain = issubclass(kind, (tuple, str)) and all(type(o) in (int, float, str) for o in items)
-    _require(not arguments or plain, "an object made of others")
+    require(not arguments or plain, "an object made of others")
     self.stack[-1] = kind.__new__(kind, *arguments)
+    self.objects.append(self.stack[-1])
 
 @_instruction('BUILD')
 def _build(self):
     state, made = self.stack.pop(), self.stack[-1]
     kind = type(made)
     if kind is inspect.Signature or made is None: return
-    if kind is random.Random: return made.setstate(state)
+    if kind is random.Random: return _set_random(made, state)
     if kind is functools.partial: return _fill_partial(made, state)
     if kind.__module__.startswith('numpy'):
         # The type of an array is fully described by its name.
-        return _fill_array(made, state) if kind.__name__ == 'ndarray' else None
-    _require(kind in self.made and type(state) is dict and all(type(name) is str for name in state), "attributes of something unknown")
-    if hasattr(kind, '__setstate__'): kind.__setstate__(made, state)
-    else: vars(made).update(state)
+        if kind.__name__ != 'ndarray': return None
+        self.spend(state if type(state) is tuple else ())
+        return fill_array(made, state)
+    require(kind in self.made and type(state) is dict and all(type(name) is str for name in state), "attributes of something unknown")
+    vars(made).update(usable_attributes(kind, state))
 
 def _fill_partial(made, state):
-    _require(type(state) is tuple and len(state) == 4 and state[0] is made.func, "a call of something unknown")
-    _require(type(state[1]) is tuple and type(state[2]) is dict and not state[3], "a call with unknown arguments")
-    made.__setstate__((*state[:3], None))
+    require(type(state) is tuple and len(state) == 4 and state[0] is made.func, "a call of something unknown")
+    require(type(state[1]) is tuple and not state[1] and type(state[2]) is dict, "a call with unknown arguments")
+    require(type(state[3]) in (dict, type(None)) and not state[3], "a call with unknown arguments")
+    made.__setstate__((state[0], (), {name: _plain_argument(o) for name, o in state[2].items()}, None))
+
+def _plain_argument(value):
+    import numpy as np
+    require(isinstance(value, (type(None), bool, int, float, str, np.generic)), "a call with unknown arguments")
+    return value
+
+def _set_random(made, state):
+    require(type(state) is tuple and len(state) == 3 and state[0] == 3 and type(state[2]) in (float, type(None)), "random numbers")
+    require(type(state[1]) is tuple and len(state[1]) == 625 and are_counts(state[1]), "random numbers")
+    made.setstate(state)
 
 def _only_into(kinds, name):
     "Replace the instruction `name` by one that fills these classes only."
     original, single = pickle._Unpickler.dispatch[getattr(pickle, name)[0]], name in ('APPEND', 'SETITEM')
     def fill(self):
         filled = self.stack[-2 if name == 'APPEND' else -3] if single else self.metastack[-1][-1]
-        _require(type(filled) in kinds, "items of something unknown")
+        require(type(filled) in kinds, "items of something unknown")
+        keys = self.stack if name == 'ADDITEMS' else self.stack[-2:-1] if single else self.stack[::2]
+        if list not in kinds:
+            for o in keys: _check_key(o)
         original(self)
     _Unpickler.dispatch[getattr(pickle, name)[0]] = fill
 
@@ -357,15 +337,15 @@ _MOST_PICKLE = 2**30 # bytes
 class _Archive:
     "The parts of a file that `torch.save` wrote, or a plain pickle."
     def __init__(self, path):
-        self.path, self.parts, self.loaded = path, {}, {}
+        self.path, self.parts, self.loaded, self.used = path, {}, {}, {}
         with open(path, 'rb') as f: start = f.read(4)
         if start[:2] != b'PK': return
         infos = zipfile.ZipFile(path).infolist()
-        _require(all(o.compress_type == zipfile.ZIP_STORED for o in infos), "a compressed part")
-        _require(sum(o.file_size for o in infos) <= path.stat().st_size, "parts larger than the file")
+        require(all(o.compress_type == zipfile.ZIP_STORED for o in infos), "a compressed part")
+        require(sum(o.file_size for o in infos) <= path.stat().st_size, "parts larger than the file")
         self.parts = {o.filename.partition('/')[2]: o.filename for o in infos}
-        _require(len(self.parts) == len(infos) and 'data.pkl' in self.parts, "not the parts that torch.save writes")
-        _require(self._read('byteorder') in (b'', b'little'), "numbers in another order of bytes")
+        require(len(self.parts) == len(infos) and 'data.pkl' in self.parts, "not the parts that torch.save writes")
+        require(self._read('byteorder') in (b'', b'little'), "numbers in another order of bytes")
 
     def _read(self, part):
         if part not in self.parts: return b''
@@ -374,19 +354,19 @@ class _Archive:
     def pickle(self):
         "The bytes of the pickle."
         size = zipfile.ZipFile(self.path).getinfo(self.parts['data.pkl']).file_size if self.parts else self.path.stat().st_size
-        _require(size <= _MOST_PICKLE, f"a pickle of {size} bytes")
+        require(size <= _MOST_PICKLE, f"a pickle of {size} bytes")
         return self._read('data.pkl') if self.parts else self.path.read_bytes()
 
     def numbers(self, key, dtype, n):
-        "Part of the numbers, as `_Numbers`."
+        "Part of the numbers, as `Numbers`."
         import torch
         dtype = getattr(torch, dtype)
         if key not in self.loaded:
             content = bytearray(self._read(f'data/{key}'))
             self.loaded[key] = torch.frombuffer(content, dtype=torch.uint8).untyped_storage() if content else torch.UntypedStorage(0)
         memory = self.loaded[key]
-        _require(type(n) is int and n*dtype.itemsize == memory.nbytes(), "numbers of another size")
-        return _Numbers(dtype, memory, n)
+        require(type(n) is int and n*dtype.itemsize == memory.nbytes(), "numbers of another size")
+        return Numbers(dtype, memory, n, self.used.setdefault(key, [0]))
 
 # %% ../nbs/05_pickles.ipynb #9c283698
 def found_names(
@@ -394,7 +374,8 @@ def found_names(
 ) -> list:
     "What a pickle names, or does, that no tagger needs, in words. Nothing of it is run. Raises `ValueError` if it is no pickle."
     found, texts = [], []
-    for instruction, argument, _ in pickletools.genops(content):
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(content)):
+        require(count < _MOST_INSTRUCTIONS, f"more than {_MOST_INSTRUCTIONS} instructions")
         if isinstance(argument, str) and 'UNICODE' in instruction.name: texts.append(argument)
         names = argument.split(' ', 1) if instruction.name in ('GLOBAL', 'INST') else ()
         # Usually its names are the last texts; if not, the unpickler finds out.
@@ -403,6 +384,7 @@ def found_names(
         elif instruction.name not in _INSTRUCTIONS: found.append(f"the instruction {instruction.name}")
     return list(dict.fromkeys(found))
 
+_MOST_INSTRUCTIONS = 2**20 # of a network with thousands of layers: 300,000
 _ADVICE = "load it only if you trust its origin (--trust, trust=True)"
 
 def load_pickle(
@@ -415,10 +397,13 @@ def load_pickle(
         content = archive.pickle()
         if found := found_names(content):
             raise InputError(f"holds {shorten_list(found, 3)}, which a tagger does not need; loading it could run any code; {_ADVICE}")
-        return _Unpickler(content, archive.numbers).load()
+        unpickler = _Unpickler(content, archive.numbers)
+        found = unpickler.load()
+        finish_objects(unpickler.objects)
+        return found
     except InputError as e:
         advice = '' if _ADVICE in str(e) else f"; {_ADVICE}"
-        raise InputError(f"model {path}: {e}{advice}") from None
+        raise InputError(f"model {path}: {one_line(e, 1000)}{advice}") from None
     # What is damaged can fail in any way.
     except Exception as e: raise InputError(f"model {path}: is no tagger made by deep_fashion ({type(e).__name__}); "
                                             "expected a run's folder, a bundle or a learn.pkl") from None
