@@ -118,6 +118,16 @@ def test_the_server_refuses_what_is_too_much(bounded, photo):
     assert full.status_code == 503 and int(full.headers["Retry-After"]) > 0 and "waiting" in full.json()["detail"]
 
 
+def test_a_client_gets_the_reason_even_if_it_still_sends(served):
+    head = b'--XX\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n'
+    for body, status in (
+        (head + b"H: " + b"a" * 20_000_000 + b"\r\n\r\nabc\r\n--XX--\r\n", 400),
+        (head.replace(b"files", b"other") + b"\r\n" + bytes(20_000_000), 422),
+    ):
+        answer = httpx.post(f"{served.url}/tag", content=body, headers={"Content-Type": "multipart/form-data; boundary=XX"}, timeout=60)
+        assert answer.status_code == status and answer.json()["detail"]
+
+
 def test_slow_and_broken_clients_do_not_disturb_others(bounded, photo):
     address = bounded(idle=1)
     place = address.removeprefix("http://").split(":")

@@ -230,6 +230,11 @@ class _Body:
         if self.size > bounds.body*2**20: raise too_large(bounds)
         if self.guard.held > bounds.held*2**20: raise busy("too many large requests at once; try again later")
 
+    async def discard(self):
+        "Read the rest within bounds. If the connection was closed before, a client that still sends would not get its answer."
+        with suppress(Refusal):
+            while not self.is_complete: await self.receive()
+
     def release(self): self.guard.held -= self.size
 
 class _Answer:
@@ -240,6 +245,7 @@ class _Answer:
         if self.body.refusal and not self.has_started: return
         if message['type'] == 'http.response.start':
             self.has_started = True
+            if message['status'] >= 400: await self.body.discard()
             names = {name.lower() for name, _ in message['headers']}
             # Gradio refuses in its own way when its queue is full.
             extra = [(b'x-content-type-options', b'nosniff')]
@@ -248,7 +254,8 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, refusal):
-        self.body.refusal = None
+        # What the guard refuses is not read to its end.
+        self.body.refusal, self.body.is_complete = None, True
         if not self.has_started: await refusal_response(refusal)(dict(type='http'), None, self.send)
 
 # %% ../../nbs/92_app.serving.ipynb #2f2ee41a
