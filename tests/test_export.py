@@ -203,9 +203,7 @@ def numbered_oddly(message, part, field):
     del found[0]
     whole = held(part, odd) + model.graph.SerializeToString()
     model.ClearField("graph")
-    message = model.SerializeToString() + held(7, whole)
-    assert onnx.ModelProto.FromString(message).graph.ByteSize() == len(whole) - 4
-    return message
+    return model.SerializeToString() + held(7, whole)
 
 
 def inflated(*nodes, **values):
@@ -250,7 +248,8 @@ def hostile(content, secret, sizes):
         ("damaged", content[:-7]), ("damaged", content[: len(content) // 2]), ("damaged", b""), ("damaged", b"\0" * 99),
         ("damaged", b"<html>not found</html>"), ("damaged", b"ORTM" + content), ("another file", external(secret)),
         ("another file", external(secret.name)), ("another file", external("../" + secret.name)),
-        ("com.microsoft", of_domain("com.microsoft")), ("of 'mine'", of_domain("mine")), ("Loop", nested_loop()), *(("more than 4 GiB", graph) for graph in hungry()),
+        ("com.microsoft", of_domain("com.microsoft")), ("of 'mine'", of_domain("mine")), ("Loop", nested_loop()),
+        *(("more than 4 GiB", graph) for graph in hungry()),
         ("ConstantOfShape", inflated(onnx.helper.make_node("ConstantOfShape", ["shape"], ["large"]), shape=np.array([9]))),
         ("field 536870926", numbered_oddly(external(secret.name), 5, b"\x70\x01")),
         ("field 536870916", numbered_oddly(nested_loop(), 1, b"\x22\x04Loop")),
