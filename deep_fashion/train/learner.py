@@ -7,6 +7,7 @@ __all__ = ['AttributeLearner', 'compared', 'show_results', 'tensorboard_log', 'm
            'attribute_learner']
 
 # %% ../../nbs/52_train.learner.ipynb #848a3938
+from functools import wraps
 from pathlib import Path
 import cloudpickle
 import torch
@@ -92,6 +93,11 @@ class AttributeLearner(Learner):
             _check_classes(self.vocab, dls)
             for dl in dls.loaders: _check_loader(self.dls, dl)
         self._dls = _plain_loaders(dls) if self.plain else dls
+
+    @wraps(Learner.fit)
+    def fit(self, *args, **kwargs):
+        if getattr(self.dls.train, 'n', None) == 0: raise InputError("this learner has no photos to train on; give it loaders: learn.dls = ...")
+        return super().fit(*args, **kwargs)
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if dl is not None: _check_loader(self.dls, dl)
