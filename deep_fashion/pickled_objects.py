@@ -196,8 +196,7 @@ def finish_objects(
             for name, value in getattr(made, '__dict__', {}).items(): _check_value(type(made), name, value, seen)
         if _is_module(type(made)): _check_module(made)
         if type(made).__name__ == 'TitleWords': _check_title_words(made)
+    # One per attribute of the tagger; each makes a table.
+    require(sum(type(made).__name__ == 'TitleWords' for made in objects) <= 2**10, "too many classifiers of titles")
     for made in objects:
-        if _is_module(type(made)) or type(made).__name__ == 'TitleWords' and vars(made): _set_up(made)
-
-def _set_up(made):
-    if hasattr(type(made), '__setstate__'): type(made).__setstate__(made, dict(vars(made)))
+        if hasattr(type(made), '__setstate__') and getattr(made, '__dict__', None): type(made).__setstate__(made, dict(vars(made)))

@@ -268,6 +268,8 @@ def _reduce(self):
     known = [function for kind, function in _CALLED_CLASSES.items() if kind is called]
     function = called.function if type(called) is _Call else known[0] if known else None
     require(function, "a call of something that is not to be called")
+    # Its state takes that many bytes, which usually follow.
+    if function is _random: self.spend((bytes(2500),))
     self.stack[-1] = function(*arguments)
 
 @_instruction('NEWOBJ')

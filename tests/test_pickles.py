@@ -168,6 +168,113 @@ def test_the_unpickler_refuses_what_the_check_misses(monkeypatch, refused_pickle
     for name in CALLS: refused_pickle(cloudpickle.dumps(CALLS[name], 4))
 
 
+class Made:
+    "Written by hand as an object of a class, with attributes."
+    def __init__(self, name, **attributes): self.name, self.attributes = name, attributes
+
+
+class Function(str): "Written as the name of a class or function."
+
+
+class Call(tuple): "Written as a call: the function and its arguments."
+
+
+class Partial(tuple): "Written as a functools.partial: the function, its arguments, and its keywords."
+
+
+def assembled(value):
+    "The instructions of a value."
+    if type(value) is Function: return f"c{value.rpartition('.')[0]}\n{value.rpartition('.')[2]}\n".encode()
+    if type(value) is Call: return assembled(value[0]) + assembled(value[1:]) + b"R"
+    if type(value) is Made: return assembled(Function(value.name)) + b")\x81" + assembled(value.attributes) + b"b"
+    if type(value) is Partial: return b"cfunctools\npartial\n" + assembled(value[:1]) + b"R" + assembled((*value, None)) + b"b"
+    if isinstance(value, (list, set)): return (b"]" if isinstance(value, list) else b"\x8f") + b"(" + b"".join(map(assembled, value)) + b"e"
+    if isinstance(value, tuple): return b"(" + b"".join(map(assembled, value)) + b"t"
+    if isinstance(value, dict): return b"}(" + b"".join(assembled(o) for item in value.items() for o in item) + b"u"
+    return pickle.dumps(value, 2)[2:-1] if not isinstance(value, str) else b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def layer(name, children=(), **attributes):
+    hooks = {f"_{o}_hooks": {} for o in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_post")}
+    return Made(name, **{"training": False, "_parameters": {}, "_buffers": {}, **hooks, "_modules": dict(children), **attributes})
+
+
+LEARNER, PIPELINE, LIST = "deep_fashion.train.learner.AttributeLearner", "fasttransform.transform.Pipeline", "fastcore.foundation.L"
+LINEAR, SEQUENTIAL, FLIP = (Function(o) for o in ("torch.nn.modules.linear.Linear", "torch.nn.modules.container.Sequential",
+                                                  "fastai.vision.augment.flip_mat"))
+IDENTITY, PRINT = layer("torch.nn.modules.linear.Identity"), Function("builtins.print")
+CODE = f'[x", None) \rgetattr(__import__("os"), "system")("{touch()}")\rdef g(input_1):\r    x=("]'
+ATTRIBUTES = dict(
+    code_of_names=Made(LEARNER, _dls=Made(LEARNER, cpu=Partial((Function("timm.models._features_fx.GraphExtractNet"), (
+        layer(SEQUENTIAL, {CODE: IDENTITY, "last": IDENTITY}), {"last": "o"}), {})))),
+    graph=layer("timm.models._features_fx.FeatureGraphNet"),
+    hook_network=layer("timm.models._features.FeatureHookNet"),
+    partial_layer=Partial((LINEAR, (60000, 60000), {})),
+    partial_print=Partial((PRINT, ("x",), {})),
+    partial_of_objects=Partial((FLIP, (), {"draw": PRINT})),
+    layer_as_value=Made(LEARNER, opt_func=LINEAR),
+    method=Made(LEARNER, _dls=Made(LEARNER, cpu=PRINT)),
+    function=Made("fastai.data.core.DataLoaders", cpu=PRINT),
+    delegation=Made(LEARNER, _default="x"),
+    class_of_object=Made(LEARNER, __class__=LINEAR),
+    forward=layer(SEQUENTIAL, forward=PRINT),
+    compiled=layer(SEQUENTIAL, _compiled_call_impl=PRINT),
+    hook=layer(SEQUENTIAL, _forward_hooks={1: PRINT}),
+    other_hook=layer(SEQUENTIAL, _forward_pre_hooks={1: "text"}),
+    child=layer(SEQUENTIAL, {"a": Made(LEARNER)}),
+    named_method=layer("timm.models.resnet.ResNet", stage_names=["compile"]),
+    parameter=layer(SEQUENTIAL, _parameters={"a": "text"}),
+    encodes=Made("fastai.data.transforms.ToTensor", encodes=PRINT),
+    setups=Made("fastai.data.transforms.Normalize", setups=None, decodes=PRINT),
+    event=Made("fastai.callback.core.TrainEvalCallback", after_cancel_fit=PRINT),
+    step=Made(PIPELINE, fs=Made(LIST, items=[PRINT])),
+    items=Made(LIST, items=Made(LEARNER)),
+    title_words=Made("deep_fashion.data.titles.TitleWords", _label={"a": "b"}, words_=Made(LEARNER)),
+    key={Made(LIST, items=[1]): None},
+    nested_key={((1,), 2): None},
+    new_enumeration=Call((Function("timm.layers.format.Format"), "X", ["A", "B"])),
+    random=Made(LEARNER, path=Call((Function("random.Random"), 1))),
+)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes_that_act_are_refused(name, checked, refused_pickle, monkeypatch):
+    import timm.models._features_fx # noqa: F401 - layers of modules that are not loaded are refused anyway
+    if not checked: monkeypatch.setattr("deep_fashion.pickles.found_names", lambda content: [])
+    refused_pickle(b"\x80\x04" + assembled(ATTRIBUTES[name]) + b".")
+
+
+def doubled(n, mark=b"]", end=b"e"):
+    "A list of a list of a list ..., each twice in the next: endless as text, and endless to hash if tuples."
+    levels = (b"0" + mark + b"(" + b"h" + bytes([i]) + b"h" + bytes([i]) + end + b"q" + bytes([i + 1]) for i in range(n))
+    return text("a") + b"q\x00" + b"".join(levels)
+
+
+MANY = 30_000
+TOO_MUCH = dict(
+    text_of_lists=b"cbuiltins\ngetattr\n" + doubled(60) + text("x") + b"\x86R.",
+    type_of_lists=b"cnumpy\ndtype\n" + doubled(60) + b"\x85R.",
+    hash_of_tuples=b"}" + doubled(60, b"", b"t") + b"Ns.",
+    set_of_tuples=b"\x8f(" + doubled(60, b"", b"t") + b"\x90.",
+    numbers_of_lists=b"(" + text("storage") + b"ctorch\nFloatStorage\n" + doubled(60) + text("cpu") + b"K\x04tQ.",
+    depth=b"}" + b")" + b"\x85"*2**20 + b"Ns.",
+    copies=b"X" + (10**6).to_bytes(4, "little") + b"a"*10**6 + b"q\x00]("
+    + (b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R")*MANY + b"e.",
+    generators=b"](" + b"crandom\nRandom\n)R"*MANY + b"e.",
+    same_hash=b"}(" + b"".join(b"\x8a\x0c" + (k*(2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(1, 9)) + b"u.",
+    random_of_text=b"crandom\nRandom\n)R(K\x02(" + (text("%99999999999d"))*625 + b"tNtb.",
+    long=b"\x8b\x08\x00\x00\x00" + bytes(8) + b".",
+)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_endless_work_is_refused(name, checked, refused_pickle, monkeypatch):
+    if not checked: monkeypatch.setattr("deep_fashion.pickles.found_names", lambda content: [])
+    refused_pickle(b"\x80\x04" + TOO_MUCH[name])
+
+
 def altered_zip(path, target, change):
     "Copy a zip archive of torch.save; `change` gives the new content of a part, or None to leave it out."
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:

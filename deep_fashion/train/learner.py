@@ -96,7 +96,7 @@ class AttributeLearner(Learner):
 
     @wraps(Learner.fit)
     def fit(self, *args, **kwargs):
-        if getattr(self.dls.train, 'n', None) == 0: raise InputError("this learner has no photos to train on; give it loaders: learn.dls = ...")
+        if getattr(self.dls.train, 'n', None) == 0: raise InputError("the learner has no photos to train on; give it some: learn.dls = ...")
         return super().fit(*args, **kwargs)
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
