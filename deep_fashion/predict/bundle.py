@@ -224,7 +224,7 @@ class BundleDescription(_Strict):
     @property
     def is_exported(self) -> bool:
         "Whether the bundle holds the graph of `deep_fashion export`, without what a learner is made from."
-        return self.engine != 'torch' and 'weights.safetensors' not in self.files
+        return self.engine == 'onnx' or self.engine == 'openvino' and 'weights.safetensors' not in self.files
 
     @property
     def scores(self) -> dict|None:
