@@ -128,7 +128,7 @@ def test_what_an_exported_tagger_cannot_do(command, refused, exported, samples, 
     tagging = "tag", "--model", exported, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"
     refused(*tagging, "--bfloat16", says=["bfloat16", "32 bits"])
     for name in ("convert", "export"):
-        refused(name, "--model", exported, "--img_dir", samples.images, "--out", tmp_path / name, says=["was exported for onnx"])
+        refused(name, "--model", exported, "--img_dir", samples.images, "--out", tmp_path / name, says=["was exported for ONNX Runtime"])
     assert not {"tags.csv", "convert", "export"} & {path.name for path in tmp_path.iterdir()}
 
 
