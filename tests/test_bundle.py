@@ -215,7 +215,7 @@ def test_descriptions_made_to_do_harm_are_refused_or_harmless(learn, altered):
     "change, reason",
     [
         (dict(format=2), "upgrade"),
-        (dict(engine="onnx"), "onnx"),
+        (dict(engine="onnx"), "ONNX Runtime"),
         (dict(engine="openvino"), "other files"),
         (dict(files=["weights.safetensors", "tagger.json"]), "damaged"),
         (dict(network=dict(arch="vit_giant_patch14_224", source="timm")), "weights"),

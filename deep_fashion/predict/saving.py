@@ -291,7 +291,8 @@ def load_bundle(
     "The learner in a bundle. Raises `InputError` if a file was altered or is no part of a tagger, or is for another engine."
     folder, description = Path(folder), read_bundle(folder)
     if description.is_exported:
-        raise InputError(f"model {folder}: was exported for {description.engine}, which tag, test, evaluate and serve can use; "
+        engine = dict(onnx='ONNX Runtime', openvino='OpenVINO')[description.engine]
+        raise InputError(f"model {folder}: was exported for {engine}, which tag, test, evaluate and serve can use; "
                          "for anything else, give the tagger it was exported from")
     n = (description.network.networks or 1) if description.engine == 'openvino' else 0
     if sorted(description.files) != sorted(['weights.safetensors', *(f'body-{i}.{end}' for i in range(n) for end in ('xml', 'bin'))]):
