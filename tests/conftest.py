@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,10 @@ import pytest
 
 from deep_fashion.cli import main
 from deep_fashion.data.samples import make_samples
+
+# Programs that are started inherit what is ignored, as under `nohup`.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
 
 QUICK = ["--no-pretrained", "--size", "48", "-bs", "16", "-nw", "0", "-lr", "0.003", "-ep", "1"]
 
