@@ -401,6 +401,7 @@ def load_pickle(
             raise InputError(f"holds {shorten_list(found, 3)}, which a tagger does not need; loading it could run any code; {_ADVICE}")
         unpickler = _Unpickler(content, archive.numbers)
         found = unpickler.load()
+        if type(found).__name__ == 'Learner': raise InputError("holds a Learner, not an AttributeLearner; expected a learn.pkl")
         finish_objects(unpickler.objects)
         return found
     except InputError as e:
