@@ -24,9 +24,9 @@ from collections import Counter
 from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from PIL import Image
 
 from ..core import InputError, file_bytes, requires_extra
+from ..data.photo_memory import limit_pixels
 from ..terminal import bug_line
 from .rate import Rate, network
 
@@ -327,7 +327,7 @@ class Serving:
     ):
         uvicorn, bounds = _uvicorn(), guard.bounds
         self.guard, self.on_close, self.address = guard, on_close, listening.getsockname()[:2]
-        self._pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, bounds.megapixels*10**6//2 # Pillow refuses twice as many
+        limit_pixels(self, bounds.megapixels*10**6)
         config = uvicorn.Config(guard, log_config=None, access_log=False, server_header=False, http=_timed_protocol(bounds), ws='none',
                                 limit_concurrency=bounds.connections, timeout_graceful_shutdown=bounds.ending, lifespan='on')
         self._server = uvicorn.Server(config)
@@ -349,7 +349,7 @@ class Serving:
             self._server.should_exit = True
             with suppress(IndexError, RuntimeError): self._server.servers[0].get_loop().call_soon_threadsafe(self.guard.ending.set)
         self._thread.join(self.guard.bounds.ending + 5)
-        Image.MAX_IMAGE_PIXELS = self._pixels
+        limit_pixels(self)
         while self.on_close: self.on_close.pop()()
 
     def wait(self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PHOTO_MEMORY', 'reduction', 'bytes_to_open', 'check_size', 'check_icon', 'check_scans',
-           'check_metadata', 'SharedMemory']
+           'check_metadata', 'SharedMemory', 'limit_pixels']
 
 # %% ../../nbs/05_data.photo_memory.ipynb #271d614b
 import ctypes
@@ -154,3 +154,18 @@ class SharedMemory:
 PHOTO_MEMORY = SharedMemory()
 # A lock that another thread holds while a process is copied would never be released in the copy.
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=PHOTO_MEMORY.__init__)
+
+# %% ../../nbs/05_data.photo_memory.ipynb #c8a5627c
+_limits, _limits_lock = {}, threading.Lock()
+
+def limit_pixels(
+    owner:object, # Who sets the limit: a server
+    most:int=None, # Pixels of an image; None: `owner` needs no limit any longer
+) -> None:
+    "Have Pillow refuse images of more than `most` pixels until `owner` calls this again."
+    with _limits_lock:
+        before = _limits.setdefault(None, Image.MAX_IMAGE_PIXELS)
+        if most is None: _limits.pop(owner, None)
+        else: _limits[owner] = most//2 # Pillow refuses twice as many
+        Image.MAX_IMAGE_PIXELS = min((limit for key, limit in _limits.items() if key is not None), default=before)
+        if len(_limits) == 1: _limits.clear()
