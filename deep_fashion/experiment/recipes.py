@@ -38,6 +38,7 @@ class Training:
     settings: Settings # What was asked for
     plan: TrainingPlan # What it was resolved to
     data: TrainingSet # The photos
+    callbacks: tuple = () # Callbacks of every fit in epochs
 
     @property
     def checkpoint_path(self) -> Path: return _placed(self.settings.checkpoint_path, self.run.file('checkpoint'))
@@ -155,7 +156,7 @@ def fit_layers(
     settings, state = training.settings, load_checkpoint(checkpoint_path, learn)
     checkpoint = RunCheckpoint(checkpoint_path, history_path, state, keep, training.run.origin)
     phases = training_phases(settings.has_weights, training.plan.epochs, settings.freeze_epochs, chosen_rate(training.run, learn))
-    fit_phases(learn, phases, checkpoint, settings.random_seed, state)
+    with learn.added_cbs(training.callbacks): fit_phases(learn, phases, checkpoint, settings.random_seed, state)
     learn.model.load_state_dict(checkpoint.best_model)
     return checkpoint
 
