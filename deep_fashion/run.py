@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'BUNDLE_FILE', 'Run', 'model_file', 'weights_file', 'fingerprints', 'record_settings', 'note_in_config',
-           'check_resumed', 'claimed_run']
+           'minutes_noted', 'check_resumed', 'claimed_run']
 
 # %% ../nbs/02_run.ipynb #550ac103
 import hashlib
 import json
+import time
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +31,10 @@ RUN_FILES = dict(
     loss_graph=('loss.png', "the same as a graph"),
     batches=('batches.csv', "learning rate and loss over the batches"),
     lr_find=('lr_find.csv', "learning rate and loss over the rates that `lr_find` tried"),
-    config=('config.json', "settings, what they were resolved to, versions, fingerprints of the tables"),
+    config=('config.json', "settings, what they were resolved to, versions, fingerprints of the tables, when it started and how many "
+                           "minutes it took"),
     settings=('config.toml', "the settings alone: `train --config` repeats the run"),
-    split=('split.csv', "which photo was used for what"),
+    split=('split.csv', "what each photo was used for, and which product it shows"),
     dropped=('dropped.csv', "which rows could not be used, and why"),
     checkpoint=('checkpoint.pth', "the weights; while training, what `--resume` needs"))
 
@@ -143,11 +146,26 @@ def record_settings(
     with whole_file(run.file('settings')) as f: f.write_text(as_toml(Settings, given), encoding='utf-8')
     # Last, since a run that has it counts as started.
     write_json(run.file('config'), dict(settings=settings.model_dump(mode='json', exclude={'resume'}), plan=plan,
-                                        sha256=fingerprints(settings), versions=versions()))
+                                        sha256=fingerprints(settings), versions=versions(),
+                                        started=datetime.now().astimezone().isoformat(timespec='seconds')))
 
 def note_in_config(run:Run, **values) -> None:
     "Add values to `config.json`."
     write_json(run.file('config'), {**run.config, **values})
+
+@contextmanager
+def minutes_noted(
+    run:Run, # Whose `config.json` may not be there yet
+):
+    "Add the time that the block takes to `minutes` in `config.json`, also if it is interrupted; not for a run without `started`."
+    started = time.perf_counter()
+    try: yield
+    finally:
+        # An error here would hide the one that ended the block.
+        with suppress(InputError, OSError, TypeError):
+            config = run.config
+            # Of a run from before this was recorded, the time so far is unknown.
+            if 'started' in config: note_in_config(run, minutes=round(config.get('minutes', 0) + (time.perf_counter() - started)/60, 3))
 
 # %% ../nbs/02_run.ipynb #7d3423f6
 def check_resumed(

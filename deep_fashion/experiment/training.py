@@ -19,7 +19,7 @@ from fastai.torch_core import set_seed
 
 from ..core import InputError, new_file, whole_file, write_csv, write_json
 from ..settings import Settings, takes_settings
-from ..run import RUN_FILES, Run, check_resumed, claimed_run, record_settings
+from ..run import RUN_FILES, Run, check_resumed, claimed_run, minutes_noted, record_settings
 from ..data.training_set import TrainingSet, read_training_set
 from ..data.seen import SeenPhotos
 from ..model.body import default_arch
@@ -80,7 +80,8 @@ def _check_outputs(training):
 
 def _record(training):
     run, data = training.run, training.data
-    write_csv(run.file('split'), data.rows[['filename', 'fold' if data.folds > 1 else 'is_valid']])
+    split = data.rows[['filename', 'fold' if data.folds > 1 else 'is_valid']]
+    write_csv(run.file('split'), split.assign(product=data.products.to_numpy()))
     write_csv(run.file('dropped'), data.table.dropped)
     if training.settings.resume: return
     record_settings(run, training.settings, training.plan.as_dict())
@@ -221,9 +222,10 @@ def train_tagger(
             check_checkpoints(run, settings)
         # A run that has its model was stopped while its report was drawn.
         data, map_seconds, started = None, None, time.perf_counter()
-        if not run.file('model').exists():
-            training, learn = start_training(settings, run)
-            keep_results(training, learn, follow_plan(training, learn))
-            data, map_seconds = training.data, _MAP_SHARE*(time.perf_counter() - started)
-        if settings.report: write_report(run, data, map_seconds)
+        with minutes_noted(run):
+            if not run.file('model').exists():
+                training, learn = start_training(settings, run)
+                keep_results(training, learn, follow_plan(training, learn))
+                data, map_seconds = training.data, _MAP_SHARE*(time.perf_counter() - started)
+            if settings.report: write_report(run, data, map_seconds)
     return run
