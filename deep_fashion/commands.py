@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
-           'AppSettings', 'ServeSettings', 'DemoSettings']
+           'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
@@ -123,6 +123,26 @@ class ServeSettings(CommandSettings):
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     trust: bool = common.trust
+
+class RunsSettings(CommandSettings):
+    "What the list of runs can be given."
+    runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
+    sort_by: str = option('date', "column to sort by, the best first: name, date, macro_f1, minutes or another, or a setting",
+                         metavar='COLUMN')
+    filter: Words|None = option(None, "only runs for which all of this holds: a name (neck*), COLUMN=VALUE, COLUMN!=VALUE, and for "
+                                      "numbers and dates COLUMN>VALUE, >=, <, <=; as in arch=resnet18,macro_f1>0.6", metavar='A,B')
+
+class RunSettings(CommandSettings):
+    "What the description of a run can be given."
+    run: Path = option(..., "name of a run in runs_dir, or its folder", metavar='NAME')
+    runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
+
+class CompareSettings(CommandSettings):
+    "What a comparison of runs can be given."
+    runs: list[Path] = option(..., "names of runs in runs_dir, or their folders; the others are compared with the first",
+                             metavar='A B [C ...]')
+    runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
+    out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", metavar='HTML')
 
 class DemoSettings(CommandSettings):
     "What the demo can be given."
