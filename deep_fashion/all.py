@@ -54,6 +54,7 @@ from .metrics.bootstrap import *
 from .metrics.calibration import *
 from .metrics.selective import *
 from .metrics.scores import *
+from .metrics.paired import *
 from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
@@ -75,6 +76,8 @@ from .report.tables import *
 from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
+from .report.comparison_page import *
+from .report.runs_page import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
@@ -92,6 +95,8 @@ from .predict.export import *
 from .experiment.plan import *
 from .experiment.recipes import *
 from .experiment.training import *
+from .experiment.runs import *
+from .experiment.comparison import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
 from .experiment.demo import *

@@ -139,7 +139,7 @@ class RunSettings(CommandSettings):
 
 class CompareSettings(CommandSettings):
     "What a comparison of runs can be given."
-    runs: list[Path] = option(..., "names of runs in runs_dir, or their folders; the others are compared with the first",
+    runs: Words = option(..., "names of runs in runs_dir, or their folders; the others are compared with the first",
                              metavar='A B [C ...]')
     runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
     out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", metavar='HTML')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILTER_FORM', 'setting_text', 'resolved_settings', 'differing_settings', 'started_at', 'run_facts', 'matching_runs',
-           'runs', 'runs_page', 'run_as_text']
+           'runs', 'runs_page', 'find_run', 'run_as_text']
 
-# %% ../../nbs/88_experiment.runs.ipynb #bf28e847
+# %% ../../nbs/88_experiment.runs.ipynb #79d3340a
 import operator
 import re
 import warnings
@@ -25,7 +25,7 @@ from ..report.tables import scores_as_text
 from ..report.runs_page import HIGHEST_FIRST, RUN_COLUMNS, run_cell, write_runs_page
 from .plan import TrainingPlan
 
-# %% ../../nbs/88_experiment.runs.ipynb #526a123a
+# %% ../../nbs/88_experiment.runs.ipynb #e0a7d61f
 _WITHOUT_EFFECT = {'run_name', 'num_workers', 'photo_cache', *(name for name, field in Settings.model_fields.items()
                                                                if field.json_schema_extra['group'] == 'output')}
 
@@ -59,7 +59,7 @@ def differing_settings(
     texts = {name: [of_run.get(name, 'none') for of_run in settings.values()] for name in names}
     return pd.DataFrame({name: column for name, column in texts.items() if len(set(column)) > 1}, index=list(settings), dtype=object)
 
-# %% ../../nbs/88_experiment.runs.ipynb #0fb78261
+# %% ../../nbs/88_experiment.runs.ipynb #9f9d8b48
 def started_at(
     run:Run, # With a `config.json`
 ) -> datetime: # In local time
@@ -89,7 +89,7 @@ def run_facts(
     for name in RUN_COLUMNS.keys() - {*facts, 'minutes'}: facts[name] = _number(run, 'metrics', mean.get(name))
     return dict(facts, minutes=_number(run, 'config', minutes))
 
-# %% ../../nbs/88_experiment.runs.ipynb #8b22ef6f
+# %% ../../nbs/88_experiment.runs.ipynb #9dc32a9f
 _CONDITION = re.compile(r'\s*([\w.-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*')
 _OPERATORS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 FILTER_FORM = "a name or pattern (neck*), COLUMN=VALUE, COLUMN!=VALUE, or for numbers and dates COLUMN>VALUE, >=, <, <="
@@ -124,7 +124,7 @@ def _fits(column, texts, sign, wanted, condition):
         raise InputError(f"filter {condition!r}: {column} holds texts, such as {texts[0]}; {for_texts}")
     return [number is not None and _OPERATORS[sign](number, limit) for number in numbers]
 
-# %% ../../nbs/88_experiment.runs.ipynb #63ebe93a
+# %% ../../nbs/88_experiment.runs.ipynb #29207c0f
 def matching_runs(
     texts:pd.DataFrame, # A row per run, every cell as text; with a column `name`
     conditions:list, # As in `FILTER_FORM`
@@ -140,7 +140,7 @@ def matching_runs(
         kept &= np.array(_fits(column, [*texts[column]], sign, wanted, condition), bool)
     return kept
 
-# %% ../../nbs/88_experiment.runs.ipynb #5c40a939
+# %% ../../nbs/88_experiment.runs.ipynb #e72552e8
 def _read_runs(runs_dir):
     "Name -> facts and settings of every finished run; notes on the other folders."
     try: folders = sorted(path for path in Path(runs_dir).iterdir() if path.is_dir() and not path.name.startswith('.'))
@@ -179,7 +179,7 @@ def _as_table(found, sort_by):
     keys = numbers if numbers.notna().any() else table[column]
     return table.loc[keys.sort_values(ascending=column not in HIGHEST_FIRST, kind='stable').index]
 
-# %% ../../nbs/88_experiment.runs.ipynb #31b90d49
+# %% ../../nbs/88_experiment.runs.ipynb #457ac5c4
 @takes_settings(RunsSettings)
 def runs(
     settings:RunsSettings, # The folder, the order, and which runs
@@ -204,7 +204,19 @@ def runs_page(
     write_runs_page(path, _as_table(found, sort_by), reports, sort_by, notes)
     return path
 
-# %% ../../nbs/88_experiment.runs.ipynb #03d44525
+# %% ../../nbs/88_experiment.runs.ipynb #6f0e5cf6
+def find_run(
+    name, # Of a run, its folder, or a `Run`
+    runs_dir='runs', # Where names are looked for first
+) -> Run:
+    "The run that is meant, finished or not. Raises `InputError` if there is none."
+    if isinstance(name, Run): return name
+    found = next((path for path in (Path(runs_dir)/name, Path(name)) if path.is_dir()), None)
+    if found: return Run(found)
+    known = [path.name for path in Path(runs_dir).iterdir() if path.is_dir()] if Path(runs_dir).is_dir() else []
+    what = "is a file; expected the folder of a run, runs/NAME" if Path(name).is_file() else f"there is no such run in {runs_dir}"
+    raise InputError(f"run {name}: {what}{nearest(Path(name).name, known)}")
+
 def _facts_as_text(facts):
     width = max(map(len, facts), default=0)
     return [f"  {name:{width}}  {value}" for name, value in facts.items()]
