@@ -69,6 +69,7 @@ from .evaluate.photo_audit import *
 from .evaluate.label_audit import *
 from .evaluate.audit import *
 from .evaluate.fastai_interpretation import *
+from .report.columns import *
 from .report.colours import *
 from .report.plots import *
 from .report.photos import *
@@ -100,6 +101,7 @@ from .experiment.comparison import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
 from .experiment.demo import *
+from .options import *
 
 # The module is made for this one import, so that everything public in it counts.
 __all__ = [name for name in globals() if not name.startswith('_')]

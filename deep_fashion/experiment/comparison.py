@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ScoredRun', 'shared_photos', 'common_labels', 'products_of_photos', 'compare', 'page_for', 'compare_runs']
 
-# %% ../../nbs/89_experiment.comparison.ipynb #c4823aee
+# %% ../../nbs/89_experiment.comparison.ipynb #938bb345
 import filecmp
 import hashlib
 import os
@@ -20,22 +20,20 @@ from tqdm.auto import tqdm
 from ..core import MISSING, InputError, counted, read_json, safe_file_name, shorten_list
 from ..run import BUNDLE_FILE, Run
 from ..commands import CompareSettings
-from ..data.training_set import read_training_set
 from ..metrics.paired import paired_differences
-from ..evaluate.label_audit import checked_predictions
 from ..report.comparison_page import Comparison, comparison_kind
 from ..report.html import own_page
 from .plan import TrainingPlan
 from .runs import differing_settings, find_run, resolved_settings
 
-# %% ../../nbs/89_experiment.comparison.ipynb #6177be7a
+# %% ../../nbs/89_experiment.comparison.ipynb #41b30b6a
 @dataclass
 class ScoredRun:
     "What a comparison needs to know of a run."
     run: Run
     name: str # By which it is called; no two runs have the same
     attributes: list # Those it scored
-    predictions: pd.DataFrame # As `checked_predictions` returns them, with `filename` as the index
+    predictions: pd.DataFrame # As `Run.predictions`, with `filename` as the index and confidences as numbers
     folder: Path # Of the photos
 
     @classmethod
@@ -44,10 +42,13 @@ class ScoredRun:
         config, attributes = run.config, run.metrics.get('attributes')
         if not isinstance(attributes, dict) or not isinstance(config['settings'].get('img_dir'), str):
             raise InputError(f"run {run.path}: metrics.json or config.json is damaged")
-        try: predictions = checked_predictions(run.predictions, list(attributes))
-        except InputError as e: raise InputError(f"run {run.path}: {e}") from e
+        predictions = run.predictions
         scored = [a for a in attributes if a in predictions]
-        return cls(run, name, scored, predictions.drop_duplicates('filename').set_index('filename'), Path(config['settings']['img_dir']))
+        try:
+            predictions = predictions.astype({f'{a}_confidence': float for a in scored}).drop_duplicates('filename').set_index('filename')
+            predictions[[f'{a}_predicted' for a in scored]]
+        except (KeyError, ValueError) as e: raise InputError(f"{run.file('predictions')}: is damaged ({e})") from e
+        return cls(run, name, scored, predictions, Path(config['settings']['img_dir']))
 
     def labels(self, attribute:str) -> pd.Series:
         "The labels by which `attribute` was scored; None where there is none."
@@ -64,7 +65,7 @@ class ScoredRun:
         paths = [folder/filename for folder in (self.folder, self.folder.parent, Path(str(given)))]
         return next((path for path in paths if path.is_file()), paths[0])
 
-# %% ../../nbs/89_experiment.comparison.ipynb #e8467f2c
+# %% ../../nbs/89_experiment.comparison.ipynb #bb259702
 def _same_content(a, b, names):
     "Those of `names` whose photos are the same in both runs; None where one cannot be read."
     found = []
@@ -96,7 +97,7 @@ def shared_photos(
         raise InputError(f"{who} scored photos of the same names in {reference.folder} and {other.folder}, but the files differ")
     return {name: name for name in same}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #07f52ad2
+# %% ../../nbs/89_experiment.comparison.ipynb #5a31b445
 def common_labels(
     runs:list, # Of `ScoredRun`
     photos:pd.DataFrame, # A column per run: the file name of each photo
@@ -118,6 +119,8 @@ def products_of_photos(
         split = pd.read_csv(run.run.file('split'), dtype=str, keep_default_na=False)
         if 'product' in split: return [*split.set_index('filename')['product'].groupby(level=0).first().reindex(names).fillna('')]
         plan = TrainingPlan.of_run(run.run)
+        # Imported here, since it takes seconds and only older runs need it.
+        from deep_fashion.data.training_set import read_training_set
         with warnings.catch_warnings():
             # What is to be said about the table was said when the run was trained.
             warnings.simplefilter('ignore')
@@ -125,7 +128,7 @@ def products_of_photos(
         return [*data.products.astype(str).set_axis(data.rows.filename).groupby(level=0).first().reindex(names).fillna('')]
     except (InputError, OSError, ValueError, KeyError): return None
 
-# %% ../../nbs/89_experiment.comparison.ipynb #e67143aa
+# %% ../../nbs/89_experiment.comparison.ipynb #25efb281
 def _notes_on_method(runs):
     notes = []
     optimistic = [run.name for run in runs if not (plan := TrainingPlan.of_run(run.run)).linear_probe and plan.folds <= 1]
@@ -161,7 +164,7 @@ def _label_names(run):
     # Only names are lost if there is no bundle, or it is damaged.
     except (InputError, KeyError, TypeError, ValueError): return {}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #662043b5
+# %% ../../nbs/89_experiment.comparison.ipynb #6f052b47
 def _disagreements_of(reference, other, photos, labels, attribute):
     "The labelled photos for which two runs predict different classes."
     columns = [f'{attribute}_predicted', f'{attribute}_confidence']
@@ -175,7 +178,7 @@ def _disagreements_of(reference, other, photos, labels, attribute):
     order = rows[['confidence', 'reference_confidence']].min(axis=1).sort_values(ascending=False, kind='stable').index
     return rows.loc[order]
 
-# %% ../../nbs/89_experiment.comparison.ipynb #935a7c90
+# %% ../../nbs/89_experiment.comparison.ipynb #c9e4719c
 def _read_runs(names, runs_dir):
     found = [find_run(name, runs_dir) for name in names]
     if len(found) < 2: raise InputError(f"{counted(len(found), 'run')} to compare; name at least two")
@@ -208,7 +211,7 @@ def _encoded(runs, photos, labels):
         targets.append(codes[-1])
     return np.stack(predicted, -1).astype(int), np.stack(targets, -1).astype(int)
 
-# %% ../../nbs/89_experiment.comparison.ipynb #7ce13538
+# %% ../../nbs/89_experiment.comparison.ipynb #93250027
 def compare(
     *runs, # Two or more: names, folders or `Run`s; the others are compared with the first
     runs_dir='runs', # Where names are looked for first
@@ -245,7 +248,7 @@ def _compared(runs, photos, labels, notes):
 
 def _versions(run): return {f'version of {name}': str(version) for name, version in run.config['versions'].items()}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #a4d44481
+# %% ../../nbs/89_experiment.comparison.ipynb #3996a5a0
 def page_for(
     comparison:Comparison, # Of runs
     runs_dir, # Where it goes
@@ -259,7 +262,7 @@ def page_for(
             if not path.exists(): raise
         n += 1
 
-# %% ../../nbs/89_experiment.comparison.ipynb #ee2eabeb
+# %% ../../nbs/89_experiment.comparison.ipynb #5b2a19da
 def compare_runs(
     settings:CompareSettings, # The runs, and where the page goes
 ) -> tuple: # A `Comparison`, and the path of its page

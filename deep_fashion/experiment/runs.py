@@ -6,7 +6,7 @@
 __all__ = ['FILTER_FORM', 'setting_text', 'resolved_settings', 'differing_settings', 'started_at', 'run_facts', 'matching_runs',
            'runs', 'runs_page', 'find_run', 'run_as_text']
 
-# %% ../../nbs/88_experiment.runs.ipynb #79d3340a
+# %% ../../nbs/88_experiment.runs.ipynb #b832da47
 import operator
 import re
 import warnings
@@ -21,11 +21,10 @@ from ..core import InputError, nearest, shorten_list
 from ..settings import Settings, plain_value, takes_settings
 from ..run import RUN_FILES, Run
 from ..commands import RunsSettings
-from ..report.tables import scores_as_text
 from ..report.runs_page import HIGHEST_FIRST, RUN_COLUMNS, run_cell, write_runs_page
 from .plan import TrainingPlan
 
-# %% ../../nbs/88_experiment.runs.ipynb #e0a7d61f
+# %% ../../nbs/88_experiment.runs.ipynb #21ccb0a3
 _WITHOUT_EFFECT = {'run_name', 'num_workers', 'photo_cache', *(name for name, field in Settings.model_fields.items()
                                                                if field.json_schema_extra['group'] == 'output')}
 
@@ -59,7 +58,7 @@ def differing_settings(
     texts = {name: [of_run.get(name, 'none') for of_run in settings.values()] for name in names}
     return pd.DataFrame({name: column for name, column in texts.items() if len(set(column)) > 1}, index=list(settings), dtype=object)
 
-# %% ../../nbs/88_experiment.runs.ipynb #9f9d8b48
+# %% ../../nbs/88_experiment.runs.ipynb #06108c86
 def started_at(
     run:Run, # With a `config.json`
 ) -> datetime: # In local time
@@ -89,7 +88,7 @@ def run_facts(
     for name in RUN_COLUMNS.keys() - {*facts, 'minutes'}: facts[name] = _number(run, 'metrics', mean.get(name))
     return dict(facts, minutes=_number(run, 'config', minutes))
 
-# %% ../../nbs/88_experiment.runs.ipynb #9dc32a9f
+# %% ../../nbs/88_experiment.runs.ipynb #78452651
 _CONDITION = re.compile(r'\s*([\w.-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*')
 _OPERATORS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 FILTER_FORM = "a name or pattern (neck*), COLUMN=VALUE, COLUMN!=VALUE, or for numbers and dates COLUMN>VALUE, >=, <, <="
@@ -124,7 +123,7 @@ def _fits(column, texts, sign, wanted, condition):
         raise InputError(f"filter {condition!r}: {column} holds texts, such as {texts[0]}; {for_texts}")
     return [number is not None and _OPERATORS[sign](number, limit) for number in numbers]
 
-# %% ../../nbs/88_experiment.runs.ipynb #29207c0f
+# %% ../../nbs/88_experiment.runs.ipynb #ce8b6103
 def matching_runs(
     texts:pd.DataFrame, # A row per run, every cell as text; with a column `name`
     conditions:list, # As in `FILTER_FORM`
@@ -140,7 +139,7 @@ def matching_runs(
         kept &= np.array(_fits(column, [*texts[column]], sign, wanted, condition), bool)
     return kept
 
-# %% ../../nbs/88_experiment.runs.ipynb #e72552e8
+# %% ../../nbs/88_experiment.runs.ipynb #dab0c2ba
 def _read_runs(runs_dir):
     "Name -> facts and settings of every finished run; notes on the other folders."
     try: folders = sorted(path for path in Path(runs_dir).iterdir() if path.is_dir() and not path.name.startswith('.'))
@@ -179,7 +178,7 @@ def _as_table(found, sort_by):
     keys = numbers if numbers.notna().any() else table[column]
     return table.loc[keys.sort_values(ascending=column not in HIGHEST_FIRST, kind='stable').index]
 
-# %% ../../nbs/88_experiment.runs.ipynb #457ac5c4
+# %% ../../nbs/88_experiment.runs.ipynb #a7d2a3ae
 @takes_settings(RunsSettings)
 def runs(
     settings:RunsSettings, # The folder, the order, and which runs
@@ -204,7 +203,7 @@ def runs_page(
     write_runs_page(path, _as_table(found, sort_by), reports, sort_by, notes)
     return path
 
-# %% ../../nbs/88_experiment.runs.ipynb #6f0e5cf6
+# %% ../../nbs/88_experiment.runs.ipynb #e75b7cbe
 def find_run(
     name, # Of a run, its folder, or a `Run`
     runs_dir='runs', # Where names are looked for first
@@ -229,6 +228,8 @@ def _given(run):
 
 def _results(run):
     "Lines on scores and folds."
+    # Imported here, since a list of runs takes no torch.
+    from deep_fashion.report.tables import scores_as_text
     if not run.file('metrics').exists(): return ["not finished: there are no scores yet"]
     metrics, history = run.metrics, run.history
     lines = [f"scores {TrainingPlan.of_run(run).validation_method}", scores_as_text(run.scores)]

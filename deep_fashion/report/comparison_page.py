@@ -6,7 +6,7 @@
 __all__ = ['percent', 'verdict_sentence', 'plot_differences', 'Comparison', 'comparison_as_text', 'write_comparison_page',
            'comparison_kind']
 
-# %% ../../nbs/75_report.comparison_page.ipynb #4f81d735
+# %% ../../nbs/75_report.comparison_page.ipynb #7ceb9cb2
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from ..text import literal_text, one_line
 from ..data.labels import label_name
 from ..metrics.paired import MIN_PRODUCTS, labels_as_text
 from .colours import GREEN, GREY, RED
-from .tables import ScoreColumn, aligned, score_text
+from .columns import ScoreColumn, aligned, score_text
 from .html import PAGE_STYLE, encoded_thumbnail, inline_svg, own_page, page_mark, page_template
 
-# %% ../../nbs/75_report.comparison_page.ipynb #42c60afb
+# %% ../../nbs/75_report.comparison_page.ipynb #65a6cd04
 def _signed(value): return f'{value:+.3f}'.replace('-', '−')
 
 def _interval(row, score='macro_f1'):
@@ -50,7 +50,7 @@ def verdict_sentence(
     if row['verdict'] in ('better', 'worse'): return f"{name} is {row['verdict']} than {reference}: {numbers}"
     return f"cannot tell whether {name} is better or worse than {reference}: {numbers}; {labels_as_text(row['labels_needed'])}"
 
-# %% ../../nbs/75_report.comparison_page.ipynb #6450081b
+# %% ../../nbs/75_report.comparison_page.ipynb #377d08d8
 _COLOUR = dict(better=GREEN, worse=RED)
 
 @literal_text()
@@ -76,7 +76,7 @@ def plot_differences(
     axes.flat[-1].set_xlabel('difference of macro-F1')
     return fig
 
-# %% ../../nbs/75_report.comparison_page.ipynb #231357b4
+# %% ../../nbs/75_report.comparison_page.ipynb #a68f6ac5
 @dataclass
 class Comparison:
     "Runs compared with the first one, on the labelled photos that all of them scored."
@@ -103,9 +103,9 @@ class Comparison:
         means, parts = (self.table[self.table.attribute == 'mean'], self.table[self.table.attribute != 'mean'])
         text = "Intervals by paired bootstrap over products"
         if len(parts) == 1: return f"{text}, 95 %."
-        answers = f"{len(means)} answers about the mean" if len(means) > 1 else "the answer about the mean"
-        return (f"{text}, {percent(means.level.iloc[0])} for the mean and {percent(parts.level.iloc[0])} for attributes: so {answers} "
-                f"and, taken together, {len(parts)} about attributes are right in 95 % of such comparisons.")
+        answers = f"all {len(means)} answers about the mean are" if len(means) > 1 else "the answer about the mean is"
+        return (f"{text}, {percent(means.level.iloc[0])} for the mean and {percent(parts.level.iloc[0])} for attributes: in 95 % of such "
+                f"comparisons {answers} right, and in 95 % all {len(parts)} about attributes.")
 
     def __str__(self): return "\n".join([comparison_as_text(self), "", *self.verdicts])
     def __repr__(self): return str(self)
@@ -117,7 +117,7 @@ class Comparison:
         "Write the page. Raises `InputError` if `path` is another file, which is kept."
         return write_comparison_page(path, self)
 
-# %% ../../nbs/75_report.comparison_page.ipynb #a5676254
+# %% ../../nbs/75_report.comparison_page.ipynb #b4083eab
 def comparison_as_text(
     comparison:Comparison, # Of runs
 ) -> str:
@@ -133,7 +133,7 @@ def comparison_as_text(
              ScoreColumn('labels', [str(n) for n in table.labels]), ScoreColumn('products', [str(n) for n in table.products])]
     return aligned([*first, *columns], ('run', 'attribute', 'verdict'))
 
-# %% ../../nbs/75_report.comparison_page.ipynb #417b6928
+# %% ../../nbs/75_report.comparison_page.ipynb #7991886c
 _TABLE = """<div class="scroll"><table class="differences"><thead><tr><th scope="col">run</th><th scope="col">attribute</th>
 <th scope="col">labels</th><th scope="col">products</th><th scope="col">macro-F1 of {{ c.names[0] }}</th><th scope="col">macro-F1</th>
 <th scope="col">difference</th><th scope="col">interval</th><th scope="col">accuracy of {{ c.names[0] }}</th><th scope="col">accuracy</th>
@@ -157,7 +157,7 @@ def _rows_shown(comparison):
                           verdict=row['verdict'], sentence=verdict_sentence(row, comparison.names[0], row['run'])))
     return found
 
-# %% ../../nbs/75_report.comparison_page.ipynb #e4fa311b
+# %% ../../nbs/75_report.comparison_page.ipynb #e055d3ad
 _MAX_PHOTOS = 8 # per attribute, run and answer
 
 def _photo_shown(comparison, row, images):
@@ -182,7 +182,7 @@ def _disagreements_shown(comparison):
                           neither=counts.get('neither', 0)))
     return found
 
-# %% ../../nbs/75_report.comparison_page.ipynb #a8b09fe7
+# %% ../../nbs/75_report.comparison_page.ipynb #1ea5c58c
 _SCRIPT = markupsafe.Markup("""
 const selects = [...document.querySelectorAll('select')]
 function show() {
@@ -255,7 +255,7 @@ first.</p>
 """
 _PAGE = page_template(_HEAD + _DIFFERENCES + _SETTINGS + _PHOTOS)
 
-# %% ../../nbs/75_report.comparison_page.ipynb #ac7d385f
+# %% ../../nbs/75_report.comparison_page.ipynb #87cc896c
 def write_comparison_page(
     path, # The HTML file: new, or an earlier page of the same comparison
     comparison:Comparison, # What it shows

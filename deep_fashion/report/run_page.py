@@ -23,7 +23,8 @@ from ..evaluate.explanation import grad_cam, overlaid
 from ..evaluate.interpretation import EXAMPLE_KINDS, extreme_examples
 from ..evaluate.audit import Findings
 from .plots import plot_coverage, plot_history, plot_lr_find, plot_reliability, plot_schedule, plot_scores
-from .tables import readable_confusions, score_columns, score_text
+from .columns import score_text
+from .tables import readable_confusions, score_columns
 from .html import PAGE_STYLE, THUMBNAIL_SIZE, encoded_thumbnail, inline_svg, page_template, rows_with_photos
 
 # %% ../../nbs/74_report.run_page.ipynb #620ce837

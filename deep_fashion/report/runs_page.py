@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_COLUMNS', 'HIGHEST_FIRST', 'run_cell', 'runs_as_text', 'write_runs_page']
 
-# %% ../../nbs/75_report.runs_page.ipynb #907ee5b0
+# %% ../../nbs/75_report.runs_page.ipynb #66716329
 from urllib.parse import quote
 
 import pandas as pd
@@ -13,10 +13,10 @@ from jinja2.utils import markupsafe
 
 from ..core import whole_file
 from ..text import one_line
-from .tables import ScoreColumn, aligned
+from .columns import ScoreColumn, aligned
 from .html import PAGE_STYLE, own_page, page_mark, page_template
 
-# %% ../../nbs/75_report.runs_page.ipynb #e9dff3d0
+# %% ../../nbs/75_report.runs_page.ipynb #8e0f71c5
 _SCRIPT = markupsafe.Markup("""
 const table = document.querySelector('table'), body = table.tBodies[0], rows = [...body.rows]
 const search = document.querySelector('input'), count = document.querySelector('output')
@@ -74,7 +74,7 @@ that both scored. With an asterisk: the epoch was chosen on the photos that were
 <script>{{ script }}</script></body></html>
 """)
 
-# %% ../../nbs/75_report.runs_page.ipynb #4dd33f51
+# %% ../../nbs/75_report.runs_page.ipynb #e17d15ab
 RUN_COLUMNS = dict(date='date', scored='scored on', photos='photos', macro_f1='macro-F1', macro_f1_low='from', macro_f1_high='to',
                    majority_macro_f1='majority macro-F1', coverage_at_95='coverage at 95 %', minutes='minutes') # Name -> heading
 HIGHEST_FIRST = {'date', 'photos', 'macro_f1', 'macro_f1_low', 'macro_f1_high', 'majority_macro_f1', 'coverage_at_95'} # is best
@@ -100,7 +100,7 @@ def _cell(column, value):
     known = '' if pd.isna(value) else value if isinstance(value, (int, float)) else whole
     return dict(text=one_line(whole), whole=whole, value=known)
 
-# %% ../../nbs/75_report.runs_page.ipynb #2c896b02
+# %% ../../nbs/75_report.runs_page.ipynb #0ed6cea6
 def runs_as_text(
     table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
 ) -> str:
@@ -115,10 +115,10 @@ def runs_as_text(
         elif name != 'macro_f1_high': columns.append(ScoreColumn(RUN_COLUMNS[name], cells(name)))
     settings = [name for name in table if name not in RUN_COLUMNS]
     texts = [one_line(', '.join(f'{name}={one_line(row[name], 30)}' for name in settings), 90) for _, row in rows]
-    if settings: columns.append(ScoreColumn('settings that differ', texts))
-    return aligned(columns, ('name', 'date', 'settings that differ'))
+    if settings: columns.append(ScoreColumn('settings', texts))
+    return aligned(columns, ('name', 'date', 'settings'))
 
-# %% ../../nbs/75_report.runs_page.ipynb #34c476db
+# %% ../../nbs/75_report.runs_page.ipynb #24e2b848
 def write_runs_page(
     path, # The HTML file: new, or an earlier page of runs
     table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
