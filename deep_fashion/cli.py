@@ -330,7 +330,8 @@ def _as_click(command):
         if any(value is not None for value in options.values()): raise InputError(f"{command.name} {part}: give options after {part}")
     examples = "\b\nExamples:\n" + "\n".join(f"  deep_fashion {example}" for example in command.examples)
     options = command_options(command.settings, command.arguments, _config_options() if command.settings is Settings else {})
-    facts = dict(callback=called, params=options, help=command.description, short_help=command.help, epilog=examples, aliases=ALIASES.get(command.name))
+    facts = dict(callback=called, params=options, help=command.description, short_help=command.help, epilog=examples,
+                 aliases=ALIASES.get(command.name))
     if not command.parts: return cloup.Command(command.name, **facts)
     return cloup.Group(command.name, **facts, invoke_without_command=True, commands=[*map(_as_click, command.parts)])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ScoredRun', 'shared_photos', 'common_labels', 'products_of_photos', 'compare', 'page_for', 'compare_runs']
 
-# %% ../../nbs/89_experiment.comparison.ipynb #938bb345
+# %% ../../nbs/89_experiment.comparison.ipynb #a8ac1ca3
 import filecmp
 import hashlib
 import os
@@ -26,7 +26,7 @@ from ..report.html import own_page
 from .plan import TrainingPlan
 from .runs import differing_settings, find_run, resolved_settings
 
-# %% ../../nbs/89_experiment.comparison.ipynb #41b30b6a
+# %% ../../nbs/89_experiment.comparison.ipynb #a171016a
 @dataclass
 class ScoredRun:
     "What a comparison needs to know of a run."
@@ -65,7 +65,7 @@ class ScoredRun:
         paths = [folder/filename for folder in (self.folder, self.folder.parent, Path(str(given)))]
         return next((path for path in paths if path.is_file()), paths[0])
 
-# %% ../../nbs/89_experiment.comparison.ipynb #bb259702
+# %% ../../nbs/89_experiment.comparison.ipynb #1d723f44
 def _same_content(a, b, names):
     "Those of `names` whose photos are the same in both runs; None where one cannot be read."
     found = []
@@ -97,7 +97,7 @@ def shared_photos(
         raise InputError(f"{who} scored photos of the same names in {reference.folder} and {other.folder}, but the files differ")
     return {name: name for name in same}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #5a31b445
+# %% ../../nbs/89_experiment.comparison.ipynb #6935a449
 def common_labels(
     runs:list, # Of `ScoredRun`
     photos:pd.DataFrame, # A column per run: the file name of each photo
@@ -110,25 +110,37 @@ def common_labels(
     partly = int((known.any(axis=1) & ~known.all(axis=1)).sum())
     return labels.iloc[:, 0].where(agree, None), partly, int((known.all(axis=1) & ~agree).sum())
 
-def products_of_photos(
-    run:ScoredRun, # Whose products are used
-    names, # File names
-) -> list|None: # None where they cannot be found out any more
-    "The product of each photo: as the run recorded it; for runs of older versions recognised again."
+def _recorded_products(run):
+    "File name -> product; None for runs of versions that did not record it."
+    try: split = pd.read_csv(run.file('split'), dtype=str, keep_default_na=False)
+    except (OSError, ValueError): return None
+    return dict(zip(split.filename, split['product'])) if {'filename', 'product'} <= {*split} else None
+
+def _recognised_products(run):
+    "File name -> product, found out again; None where the table or its photos are gone."
+    # Imported here, since it takes seconds and only older runs need it.
+    from deep_fashion.data.training_set import read_training_set
     try:
-        split = pd.read_csv(run.run.file('split'), dtype=str, keep_default_na=False)
-        if 'product' in split: return [*split.set_index('filename')['product'].groupby(level=0).first().reindex(names).fillna('')]
-        plan = TrainingPlan.of_run(run.run)
-        # Imported here, since it takes seconds and only older runs need it.
-        from deep_fashion.data.training_set import read_training_set
+        plan = TrainingPlan.of_run(run)
         with warnings.catch_warnings():
             # What is to be said about the table was said when the run was trained.
             warnings.simplefilter('ignore')
-            data = read_training_set(run.run.settings, plan.folds, plan.valid_pct)
-        return [*data.products.astype(str).set_axis(data.rows.filename).groupby(level=0).first().reindex(names).fillna('')]
-    except (InputError, OSError, ValueError, KeyError): return None
+            data = read_training_set(run.settings, plan.folds, plan.valid_pct)
+    except (InputError, OSError): return None
+    return dict(zip(data.rows.filename, data.products.astype(str)))
 
-# %% ../../nbs/89_experiment.comparison.ipynb #25efb281
+def products_of_photos(
+    runs:list, # Of `ScoredRun`
+    photos:pd.DataFrame, # A column per run: the file name of each photo
+) -> list|None: # None where they cannot be found out any more
+    "The product of each photo, as the first run recorded it that did; for runs of older versions recognised again."
+    for find in (_recorded_products, _recognised_products):
+        for run in runs:
+            products = find(run.run)
+            # A photo without a product is one of its own.
+            if products: return [products.get(name, f'photo {name}') for name in photos[run.name]]
+
+# %% ../../nbs/89_experiment.comparison.ipynb #a8695a94
 def _notes_on_method(runs):
     notes = []
     optimistic = [run.name for run in runs if not (plan := TrainingPlan.of_run(run.run)).linear_probe and plan.folds <= 1]
@@ -164,7 +176,7 @@ def _label_names(run):
     # Only names are lost if there is no bundle, or it is damaged.
     except (InputError, KeyError, TypeError, ValueError): return {}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #6f052b47
+# %% ../../nbs/89_experiment.comparison.ipynb #e6fc7781
 def _disagreements_of(reference, other, photos, labels, attribute):
     "The labelled photos for which two runs predict different classes."
     columns = [f'{attribute}_predicted', f'{attribute}_confidence']
@@ -178,7 +190,7 @@ def _disagreements_of(reference, other, photos, labels, attribute):
     order = rows[['confidence', 'reference_confidence']].min(axis=1).sort_values(ascending=False, kind='stable').index
     return rows.loc[order]
 
-# %% ../../nbs/89_experiment.comparison.ipynb #c9e4719c
+# %% ../../nbs/89_experiment.comparison.ipynb #7e49e851
 def _read_runs(names, runs_dir):
     found = [find_run(name, runs_dir) for name in names]
     if len(found) < 2: raise InputError(f"{counted(len(found), 'run')} to compare; name at least two")
@@ -211,7 +223,7 @@ def _encoded(runs, photos, labels):
         targets.append(codes[-1])
     return np.stack(predicted, -1).astype(int), np.stack(targets, -1).astype(int)
 
-# %% ../../nbs/89_experiment.comparison.ipynb #93250027
+# %% ../../nbs/89_experiment.comparison.ipynb #287dede8
 def compare(
     *runs, # Two or more: names, folders or `Run`s; the others are compared with the first
     runs_dir='runs', # Where names are looked for first
@@ -236,7 +248,7 @@ def _compared(runs, photos, labels, notes):
     if not any(of_photos.notna().any() for of_photos in labels.values()):
         raise InputError(f"{shorten_list(r.name for r in runs)} agree on no label of the photos that all scored; " + "; ".join(notes))
     reference, (predicted, targets) = runs[0], _encoded(runs, photos, labels)
-    products = products_of_photos(reference, photos[reference.name])
+    products = products_of_photos(runs, photos)
     if products is None: notes.append("products are unknown, so that every photo counts as one; the intervals may be too narrow")
     table = paired_differences(predicted, targets, list(labels), products)
     table.insert(0, 'run', [runs[k].name for k in table.pop('tagger')])
@@ -248,7 +260,7 @@ def _compared(runs, photos, labels, notes):
 
 def _versions(run): return {f'version of {name}': str(version) for name, version in run.config['versions'].items()}
 
-# %% ../../nbs/89_experiment.comparison.ipynb #3996a5a0
+# %% ../../nbs/89_experiment.comparison.ipynb #fb7106b9
 def page_for(
     comparison:Comparison, # Of runs
     runs_dir, # Where it goes
@@ -262,7 +274,7 @@ def page_for(
             if not path.exists(): raise
         n += 1
 
-# %% ../../nbs/89_experiment.comparison.ipynb #5b2a19da
+# %% ../../nbs/89_experiment.comparison.ipynb #bd5e471d
 def compare_runs(
     settings:CompareSettings, # The runs, and where the page goes
 ) -> tuple: # A `Comparison`, and the path of its page

@@ -6,7 +6,7 @@
 __all__ = ['percent', 'verdict_sentence', 'plot_differences', 'Comparison', 'comparison_as_text', 'write_comparison_page',
            'comparison_kind']
 
-# %% ../../nbs/75_report.comparison_page.ipynb #7ceb9cb2
+# %% ../../nbs/75_report.comparison_page.ipynb #7768ca1c
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .colours import GREEN, GREY, RED
 from .columns import ScoreColumn, aligned, score_text
 from .html import PAGE_STYLE, encoded_thumbnail, inline_svg, own_page, page_mark, page_template
 
-# %% ../../nbs/75_report.comparison_page.ipynb #65a6cd04
+# %% ../../nbs/75_report.comparison_page.ipynb #54efe38f
 def _signed(value): return f'{value:+.3f}'.replace('-', '−')
 
 def _interval(row, score='macro_f1'):
@@ -50,7 +50,7 @@ def verdict_sentence(
     if row['verdict'] in ('better', 'worse'): return f"{name} is {row['verdict']} than {reference}: {numbers}"
     return f"cannot tell whether {name} is better or worse than {reference}: {numbers}; {labels_as_text(row['labels_needed'])}"
 
-# %% ../../nbs/75_report.comparison_page.ipynb #377d08d8
+# %% ../../nbs/75_report.comparison_page.ipynb #031e45fe
 _COLOUR = dict(better=GREEN, worse=RED)
 
 @literal_text()
@@ -76,7 +76,7 @@ def plot_differences(
     axes.flat[-1].set_xlabel('difference of macro-F1')
     return fig
 
-# %% ../../nbs/75_report.comparison_page.ipynb #a68f6ac5
+# %% ../../nbs/75_report.comparison_page.ipynb #aef21175
 @dataclass
 class Comparison:
     "Runs compared with the first one, on the labelled photos that all of them scored."
@@ -117,7 +117,7 @@ class Comparison:
         "Write the page. Raises `InputError` if `path` is another file, which is kept."
         return write_comparison_page(path, self)
 
-# %% ../../nbs/75_report.comparison_page.ipynb #b4083eab
+# %% ../../nbs/75_report.comparison_page.ipynb #55dcf5d3
 def comparison_as_text(
     comparison:Comparison, # Of runs
 ) -> str:
@@ -129,18 +129,20 @@ def comparison_as_text(
                ScoreColumn('interval', [_interval(row) for row in table.to_dict('records')]),
                ScoreColumn('accuracy difference', [_signed(v) for v in table.accuracy_difference]),
                ScoreColumn('verdict', list(table.verdict))]
-    first = [ScoreColumn('run', [one_line(name) for name in table.run]), ScoreColumn('attribute', [one_line(a) for a in table.attribute]),
-             ScoreColumn('labels', [str(n) for n in table.labels]), ScoreColumn('products', [str(n) for n in table.products])]
+    first = [ScoreColumn('run', [one_line(name) for name in table.run])] if len(comparison.names) > 2 else []
+    first += [ScoreColumn('attribute', [one_line(a) for a in table.attribute]),
+              ScoreColumn('labels', [str(n) for n in table.labels]), ScoreColumn('products', [str(n) for n in table.products])]
     return aligned([*first, *columns], ('run', 'attribute', 'verdict'))
 
-# %% ../../nbs/75_report.comparison_page.ipynb #7991886c
-_TABLE = """<div class="scroll"><table class="differences"><thead><tr><th scope="col">run</th><th scope="col">attribute</th>
-<th scope="col">labels</th><th scope="col">products</th><th scope="col">macro-F1 of {{ c.names[0] }}</th><th scope="col">macro-F1</th>
+# %% ../../nbs/75_report.comparison_page.ipynb #3a92e06b
+_TABLE = """<div class="scroll"><table class="differences"><thead><tr>{% if c.names|length > 2 %}<th scope="col">run</th>{% endif %}
+<th scope="col">attribute</th><th scope="col">verdict</th><th scope="col">labels</th>
+<th scope="col">products</th><th scope="col">macro-F1 of {{ c.names[0] }}</th><th scope="col">macro-F1</th>
 <th scope="col">difference</th><th scope="col">interval</th><th scope="col">accuracy of {{ c.names[0] }}</th><th scope="col">accuracy</th>
-<th scope="col">difference</th><th scope="col">interval</th><th scope="col">verdict</th></tr></thead><tbody>
-{% for r in rows %}<tr{% if r.is_mean %} class="mean"{% endif %}><td>{{ r.run }}</td><th scope="row">{{ r.attribute }}</th>
-{% for cell in r.cells %}<td class="number">{{ cell }}</td>{% endfor %}
-<td class="{{ r.verdict|replace(' ', '_') }}">{{ r.verdict }}</td></tr>
+<th scope="col">difference</th><th scope="col">interval</th></tr></thead><tbody>
+{% for r in rows %}<tr{% if r.is_mean %} class="mean"{% endif %}>{% if c.names|length > 2 %}<td>{{ r.run }}</td>{% endif %}
+<th scope="row">{{ r.attribute }}</th><td class="{{ r.verdict|replace(' ', '_') }}">{{ r.verdict }}</td>
+{% for cell in r.cells %}<td class="number">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 """
 _NOTEBOOK = page_template("{% for sentence in c.verdicts %}<p>{{ sentence }}</p>{% endfor %}" + _TABLE
@@ -157,7 +159,7 @@ def _rows_shown(comparison):
                           verdict=row['verdict'], sentence=verdict_sentence(row, comparison.names[0], row['run'])))
     return found
 
-# %% ../../nbs/75_report.comparison_page.ipynb #e055d3ad
+# %% ../../nbs/75_report.comparison_page.ipynb #f03a3395
 _MAX_PHOTOS = 8 # per attribute, run and answer
 
 def _photo_shown(comparison, row, images):
@@ -182,7 +184,7 @@ def _disagreements_shown(comparison):
                           neither=counts.get('neither', 0)))
     return found
 
-# %% ../../nbs/75_report.comparison_page.ipynb #1ea5c58c
+# %% ../../nbs/75_report.comparison_page.ipynb #6529ab97
 _SCRIPT = markupsafe.Markup("""
 const selects = [...document.querySelectorAll('select')]
 function show() {
@@ -197,7 +199,8 @@ _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">{{ mark }}<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>{{ style }}
-.differences .number{text-align:right} .differences td,.differences th{white-space:nowrap} .differences thead th{white-space:normal;
+body{max-width:1240px} .differences .number{text-align:right} .differences td,.differences th{padding-right:.6rem}
+.differences td,.differences th{white-space:nowrap} .differences thead th{white-space:normal;
 vertical-align:bottom} .differences .mean{font-weight:600} .better,.right{color:var(--right)} .worse{color:var(--wrong)}
 :root{--right:#1a7f37} @media (prefers-color-scheme:dark){:root{--right:#56d364}} .filters{position:sticky;top:0;background:var(--paper);
 padding:.4rem 0} select{font:inherit;color:inherit;background:var(--fill);border:1px solid var(--line);padding:.2rem} [hidden]{display:none}
@@ -235,7 +238,7 @@ _PHOTOS = """<h2 id="photos">Photos on which they disagree</h2>
 first.</p>
 <p class="filters"><label>Attribute <select><option value="">all</option>
 {% for a in attributes %}<option>{{ a }}</option>{% endfor %}</select></label>
-<label>Right <select><option value="">any</option>{% for name in c.names %}<option>{{ name }}</option>{% endfor %}
+<label>Who was right <select><option value="">any</option>{% for name in c.names %}<option>{{ name }}</option>{% endfor %}
 <option>neither</option></select></label></p>
 {% for part in parts %}<section data-attribute="{{ part.attribute }}"><h3>{{ part.attribute }}: {{ part.run }} against {{ c.names[0] }}</h3>
 <p>Of {{ (part.only_run + part.only_reference + part.neither)|counted('labelled photo') }} with different predictions,
@@ -255,7 +258,7 @@ first.</p>
 """
 _PAGE = page_template(_HEAD + _DIFFERENCES + _SETTINGS + _PHOTOS)
 
-# %% ../../nbs/75_report.comparison_page.ipynb #87cc896c
+# %% ../../nbs/75_report.comparison_page.ipynb #5989a912
 def write_comparison_page(
     path, # The HTML file: new, or an earlier page of the same comparison
     comparison:Comparison, # What it shows

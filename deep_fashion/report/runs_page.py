@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_COLUMNS', 'HIGHEST_FIRST', 'run_cell', 'runs_as_text', 'write_runs_page']
 
-# %% ../../nbs/75_report.runs_page.ipynb #66716329
+# %% ../../nbs/75_report.runs_page.ipynb #14d6cbc9
 from urllib.parse import quote
 
 import pandas as pd
@@ -16,7 +16,7 @@ from ..text import one_line
 from .columns import ScoreColumn, aligned
 from .html import PAGE_STYLE, own_page, page_mark, page_template
 
-# %% ../../nbs/75_report.runs_page.ipynb #8e0f71c5
+# %% ../../nbs/75_report.runs_page.ipynb #7751fe88
 _SCRIPT = markupsafe.Markup("""
 const table = document.querySelector('table'), body = table.tBodies[0], rows = [...body.rows]
 const search = document.querySelector('input'), count = document.querySelector('output')
@@ -49,7 +49,8 @@ _PAGE = page_template("""<!doctype html>
 <title>Runs in {{ folder }}</title>
 <style>{{ style }}
 body{max-width:none} .runs td,.runs th{white-space:nowrap} .runs .number{text-align:right} .runs thead th{vertical-align:bottom}
-.runs thead th{padding:0 .5rem .2rem 0} .runs button{font:inherit;font-weight:600;color:inherit;background:none;border:0;padding:.2rem .4rem
+.runs thead th{padding:0 .5rem .2rem 0} .runs thead th:last-child{padding-bottom:.4rem}
+.runs button{font:inherit;font-weight:600;color:inherit;background:none;border:0;padding:.2rem .4rem
 .2rem 0;cursor:pointer} .runs button:hover{color:var(--accent)} th[aria-sort=ascending] button::after{content:" ▲"}
 th[aria-sort=descending] button::after{content:" ▼"} input{font:inherit;padding:.2rem .5rem;width:20rem;max-width:100%;
 color:inherit;background:var(--fill);border:1px solid var(--line)}
@@ -74,7 +75,7 @@ that both scored. With an asterisk: the epoch was chosen on the photos that were
 <script>{{ script }}</script></body></html>
 """)
 
-# %% ../../nbs/75_report.runs_page.ipynb #e17d15ab
+# %% ../../nbs/75_report.runs_page.ipynb #10944cbd
 RUN_COLUMNS = dict(date='date', scored='scored on', photos='photos', macro_f1='macro-F1', macro_f1_low='from', macro_f1_high='to',
                    majority_macro_f1='majority macro-F1', coverage_at_95='coverage at 95 %', minutes='minutes') # Name -> heading
 HIGHEST_FIRST = {'date', 'photos', 'macro_f1', 'macro_f1_low', 'macro_f1_high', 'majority_macro_f1', 'coverage_at_95'} # is best
@@ -100,7 +101,7 @@ def _cell(column, value):
     known = '' if pd.isna(value) else value if isinstance(value, (int, float)) else whole
     return dict(text=one_line(whole), whole=whole, value=known)
 
-# %% ../../nbs/75_report.runs_page.ipynb #0ed6cea6
+# %% ../../nbs/75_report.runs_page.ipynb #fe7df20a
 def runs_as_text(
     table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
 ) -> str:
@@ -118,7 +119,7 @@ def runs_as_text(
     if settings: columns.append(ScoreColumn('settings', texts))
     return aligned(columns, ('name', 'date', 'settings'))
 
-# %% ../../nbs/75_report.runs_page.ipynb #24e2b848
+# %% ../../nbs/75_report.runs_page.ipynb #d0b20f6c
 def write_runs_page(
     path, # The HTML file: new, or an earlier page of runs
     table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
