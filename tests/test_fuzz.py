@@ -292,7 +292,8 @@ def command_lines(draw):
     fields, words = COMMANDS[name].settings.model_fields, [name]
     for option in [*(o for o in fields if fields[o].is_required()), *draw(st.lists(st.sampled_from([*fields, "x", "config"]), max_size=4))]:
         odd = st.sampled_from([[f"--{option}={draw(WORDS)}"], [f"--no-{option}"], [f"--{option}"]])
-        words += draw(mostly(st.just([f"--{option}", draw(mostly(GOOD_WORDS, WORDS, 8))]), odd, 8))
+        value = draw(mostly(GOOD_WORDS, WORDS, 8))
+        words += draw(mostly(st.just([value] if option in COMMANDS[name].arguments else [f"--{option}", value]), odd, 8))
     return [word.replace("\0", "") for word in draw(mostly(st.just(words), st.one_of(st.lists(WORDS, max_size=4), st.permutations(words))))]
 
 
