@@ -113,7 +113,8 @@ def test_filters_select(copied, tmp_path):
 def test_one_run_is_described(copied, command):
     run = copied("first")
     text = command("runs", "show", "first").out
-    for words in ("minutes", "size           48", "resolved to", "sleeve_length", "epoch 1 of 1 kept", "predictions.csv"): assert words in text
+    for words in ("minutes", "size           48", "resolved to", "sleeve_length", "epoch 1 of 1 kept", "predictions.csv"):
+        assert words in text
     assert "random_seed" not in text
     run.file("metrics").unlink()
     assert "not finished" in command("runs", "show", run.path).out

@@ -7,6 +7,7 @@ __all__ = ['TrainingPlan', 'training_plan']
 
 # %% ../../nbs/85_experiment.plan.ipynb #63d905e1
 from dataclasses import asdict, dataclass
+from operator import index
 
 from ..core import InputError
 from ..settings import Settings, input_size, plain_value
@@ -28,7 +29,7 @@ class TrainingPlan:
     def of_run(cls, run:Run) -> "TrainingPlan":
         "The plan that a run was started with."
         plan = run.config['plan']
-        try: return cls(**{**plan, 'size': input_size(plan['size'])})
+        try: return cls(**{**plan, 'size': input_size(plan['size']), 'folds': index(plan['folds'])})
         except (TypeError, KeyError) as e:
             raise InputError(f"{run.file('config')}: its plan is of another version of deep_fashion ({e})") from e
 

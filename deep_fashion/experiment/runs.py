@@ -6,7 +6,7 @@
 __all__ = ['FILTER_FORM', 'setting_text', 'resolved_settings', 'differing_settings', 'started_at', 'run_facts', 'matching_runs',
            'runs', 'runs_page', 'find_run', 'run_as_text']
 
-# %% ../../nbs/88_experiment.runs.ipynb #b832da47
+# %% ../../nbs/88_experiment.runs.ipynb #38d8cf53
 import operator
 import re
 import warnings
@@ -24,7 +24,7 @@ from ..commands import RunsSettings
 from ..report.runs_page import HIGHEST_FIRST, RUN_COLUMNS, run_cell, write_runs_page
 from .plan import TrainingPlan
 
-# %% ../../nbs/88_experiment.runs.ipynb #21ccb0a3
+# %% ../../nbs/88_experiment.runs.ipynb #998762ed
 _WITHOUT_EFFECT = {'run_name', 'num_workers', 'photo_cache', *(name for name, field in Settings.model_fields.items()
                                                                if field.json_schema_extra['group'] == 'output')}
 
@@ -58,7 +58,7 @@ def differing_settings(
     texts = {name: [of_run.get(name, 'none') for of_run in settings.values()] for name in names}
     return pd.DataFrame({name: column for name, column in texts.items() if len(set(column)) > 1}, index=list(settings), dtype=object)
 
-# %% ../../nbs/88_experiment.runs.ipynb #06108c86
+# %% ../../nbs/88_experiment.runs.ipynb #42cd6a40
 def started_at(
     run:Run, # With a `config.json`
 ) -> datetime: # In local time
@@ -88,7 +88,7 @@ def run_facts(
     for name in RUN_COLUMNS.keys() - {*facts, 'minutes'}: facts[name] = _number(run, 'metrics', mean.get(name))
     return dict(facts, minutes=_number(run, 'config', minutes))
 
-# %% ../../nbs/88_experiment.runs.ipynb #78452651
+# %% ../../nbs/88_experiment.runs.ipynb #98595251
 _CONDITION = re.compile(r'\s*([\w.-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*')
 _OPERATORS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 FILTER_FORM = "a name or pattern (neck*), COLUMN=VALUE, COLUMN!=VALUE, or for numbers and dates COLUMN>VALUE, >=, <, <="
@@ -123,7 +123,7 @@ def _fits(column, texts, sign, wanted, condition):
         raise InputError(f"filter {condition!r}: {column} holds texts, such as {texts[0]}; {for_texts}")
     return [number is not None and _OPERATORS[sign](number, limit) for number in numbers]
 
-# %% ../../nbs/88_experiment.runs.ipynb #ce8b6103
+# %% ../../nbs/88_experiment.runs.ipynb #befb996e
 def matching_runs(
     texts:pd.DataFrame, # A row per run, every cell as text; with a column `name`
     conditions:list, # As in `FILTER_FORM`
@@ -139,7 +139,7 @@ def matching_runs(
         kept &= np.array(_fits(column, [*texts[column]], sign, wanted, condition), bool)
     return kept
 
-# %% ../../nbs/88_experiment.runs.ipynb #dab0c2ba
+# %% ../../nbs/88_experiment.runs.ipynb #3daf7024
 def _read_runs(runs_dir):
     "Name -> facts and settings of every finished run; notes on the other folders."
     try: folders = sorted(path for path in Path(runs_dir).iterdir() if path.is_dir() and not path.name.startswith('.'))
@@ -178,7 +178,7 @@ def _as_table(found, sort_by):
     keys = numbers if numbers.notna().any() else table[column]
     return table.loc[keys.sort_values(ascending=column not in HIGHEST_FIRST, kind='stable').index]
 
-# %% ../../nbs/88_experiment.runs.ipynb #a7d2a3ae
+# %% ../../nbs/88_experiment.runs.ipynb #053fc834
 @takes_settings(RunsSettings)
 def runs(
     settings:RunsSettings, # The folder, the order, and which runs
@@ -203,7 +203,7 @@ def runs_page(
     write_runs_page(path, _as_table(found, sort_by), reports, sort_by, notes)
     return path
 
-# %% ../../nbs/88_experiment.runs.ipynb #e75b7cbe
+# %% ../../nbs/88_experiment.runs.ipynb #cc4025ba
 def find_run(
     name, # Of a run, its folder, or a `Run`
     runs_dir='runs', # Where names are looked for first
@@ -232,7 +232,9 @@ def _results(run):
     from deep_fashion.report.tables import scores_as_text
     if not run.file('metrics').exists(): return ["not finished: there are no scores yet"]
     metrics, history = run.metrics, run.history
-    lines = [f"scores {TrainingPlan.of_run(run).validation_method}", scores_as_text(run.scores)]
+    try: scores = run.scores.astype(float)
+    except (TypeError, ValueError) as e: raise InputError(f"{run.file('metrics')}: is damaged ({e})") from e
+    lines = [f"scores {TrainingPlan.of_run(run).validation_method}", scores_as_text(scores)]
     if 'kept_epoch' in metrics: lines += ["", f"epoch {metrics['kept_epoch']} of {metrics.get('epochs')} kept"]
     if history is not None and 'best' not in history:
         shown = [column for column in ('fold', 'valid_loss', 'accuracy', 'macro_f1') if column in history]
