@@ -62,6 +62,8 @@ from .train.linear_head import *
 from .train.linear_probe import *
 from .train.checkpoint import *
 from .train.schedule import *
+from .train.tracking import *
+from .train.trackers import *
 from .evaluate.explanation import *
 from .evaluate.interpretation import *
 from .evaluate.photo_audit import *
@@ -91,6 +93,7 @@ from .predict.openvino import *
 from .predict.export import *
 from .experiment.plan import *
 from .experiment.recipes import *
+from .experiment.tracking import *
 from .experiment.training import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
