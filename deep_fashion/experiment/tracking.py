@@ -67,10 +67,10 @@ def final_scores(
     metrics:dict, # As in `metrics.json`
 ) -> dict:
     "Counts of photos and rows, `score` for the mean over the attributes, and `attribute/score`, with baselines and intervals."
-    found = {name: metrics[name] for name in ('training_photos', 'validation_photos', 'rows_dropped', 'kept_epoch') if name in metrics}
+    counts = {name: metrics[name] for name in ('training_photos', 'validation_photos', 'rows_dropped', 'kept_epoch') if name in metrics}
     tables = {'': metrics['mean'], **{f'{name}/': scores for name, scores in metrics['attributes'].items()}}
     if 'with_titles' in metrics: tables['with_titles/'] = metrics['with_titles']['mean']
-    return {**found, **{f'{start}{name}': value for start, scores in tables.items() for name, value in scores.items()}}
+    return {**{f'{start}{name}': value for start, scores in tables.items() for name, value in scores.items()}, **counts}
 
 def run_pictures(
     run:Run, # With scores and model

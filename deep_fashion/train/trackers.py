@@ -101,7 +101,9 @@ class MLflow(Tracker):
         name = _environment('MLFLOW_EXPERIMENT_NAME', _PROJECT)
         found = self.client.get_experiment_by_name(name)
         place = None if os.environ.get('MLFLOW_TRACKING_URI') else (runs/'mlflow-artifacts').as_uri()
-        return found.experiment_id if found else self.client.create_experiment(name, artifact_location=place)
+        # Without the tag, the page takes it for an experiment with language models.
+        kind = {'mlflow.experimentKind': 'custom_model_development'}
+        return found.experiment_id if found else self.client.create_experiment(name, artifact_location=place, tags=kind)
 
     def settings(self, values):
         from mlflow.entities import Param
@@ -154,7 +156,11 @@ class Trackio(Tracker):
     def curves(self, points, axis):
         for step, values in points: self._log(values, step)
 
-    def scores(self, values): self._log({f'scores/{name}': value for name, value in values.items()})
+    def scores(self, values):
+        # As single points, they can be compared over runs; as a table, they can be read.
+        self._log({f'scores/{name}': value for name, value in values.items()})
+        self._log({'scores': self.library.Table(['score', 'value'], [[*one] for one in values.items()])})
+
     def picture(self, name, path): self._log({name: self.library.Image(str(path))})
     def text(self, name, markdown): self._log({name: self.library.Markdown(markdown)})
     def file(self, path):
