@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -36,16 +35,17 @@ def given(samples, tmp_path_factory):
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         tiny = dict(csv_path=samples.csv, img_dir=samples.images, size=48, batch_size=16, num_workers=0, runs_dir=folder / "runs")
-        yield dict(tiny, pretrained=False, epochs=2, learning_rate=3e-3, report=False)
+        yield dict(tiny, attributes=["neck", "pattern"], pretrained=False, epochs=2, learning_rate=3e-3, report=False)
 
 
 @pytest.fixture(scope="module")
-def in_epochs(given): return train_tagger("in epochs".replace(" ", "-"), **given, tracker=INSTALLED)
+def in_epochs(given): return train_tagger("in-epochs", **given, tracker=INSTALLED)
 
 
 @pytest.fixture(scope="module")
 def probed(given, in_epochs):
-    return train_tagger("probed", **{**given, "epochs": None, "crops": "whole", "weights": in_epochs.path, "report": True}, tracker=INSTALLED)
+    probing = dict(epochs=None, crops="whole", weights=in_epochs.path, report=True)
+    return train_tagger("probed", **{**given, **probing}, tracker=INSTALLED)
 
 
 @pytest.fixture(params=["in_epochs", "probed"])
@@ -156,7 +156,10 @@ def test_wandb(run):
         config |= record.get("config", {}).get("update", {})
     check(items, run, lambda items, name: [(item[axes[name]], item[name]) for item in items if name in item], lambda _, name: summary[name])
     assert config["plan/arch"] == run.config["plan"]["arch"] and config["batch_size"] == 16
-    assert "neck/confusions" in summary and "model_card" in summary
+    kinds = {name.removesuffix("._type"): value for record in items for name, value in record.items() if name.endswith("._type")}
+    assert kinds["neck/confusions"] == "image-file" and kinds["model_card"] == "html-file"
+    [artifact] = [record["artifact"] for record in kept if record["type"] == "artifact"]
+    assert "metrics.json" in json.dumps(artifact)
     # Neither the program nor its machine is described.
     assert not [path for path in (folder / "files").rglob("*") if path.name in ("wandb-metadata.json", "requirements.txt")]
 
@@ -208,8 +211,9 @@ def test_what_cannot_be_trained_failed_in_the_tracker(given, in_epochs, refused)
 def test_a_tracker_that_fails_loses_nothing(given, command, monkeypatch):
     def full(self, points, axis): raise OSError(28, "No space left on device")
     monkeypatch.setattr(TensorBoard, "curves", full)
-    options = ["--csv_path", given["csv_path"], "--img_dir", given["img_dir"], "--runs_dir", given["runs_dir"], "--no-pretrained"]
-    result = command("train", "--run_name", "full", *options, "--size", 48, "-ep", 1, "-lr", 0.003, "--no-report", "--tracker", "tensorboard")
+    options = ["--csv_path", given["csv_path"], "--img_dir", given["img_dir"], "--runs_dir", given["runs_dir"], "--no-report"]
+    tiny = ["--no-pretrained", "--size", 48, "-ep", 1, "-lr", 0.003, "--attributes", "neck"]
+    result = command("train", "--run_name", "full", *options, *tiny, "--tracker", "tensorboard")
     assert result.status == 0, result.err
     assert [note for note in result.notes if "failed" in note] == [
         "tracker tensorboard: failed (OSError: [Errno 28] No space left on device); the training goes on without it"
@@ -237,7 +241,7 @@ def test_wandb_without_a_login_is_explained(given, tmp_path):
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    program = ("import sys; from deep_fashion.cli import main; import deep_fashion.train.trackers; main(['train', '--help']); "
+    program = ("import sys; from deep_fashion.cli import main; main(['train', '--help']); "
                "print([name for name in ('tensorboard', 'mlflow', 'trackio', 'wandb') if name in sys.modules])")
     asked = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert asked.stdout.splitlines()[-1] == "[]"

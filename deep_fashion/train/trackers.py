@@ -177,7 +177,7 @@ class WandB(Tracker):
     def start(self):
         _prefer(WANDB_ERROR_REPORTING='false')
         with requires_extra('wandb'): import wandb
-        self.library, self.files = wandb, []
+        self.library, self.files, self.known = wandb, [], set()
         online = wandb.setup().settings.mode not in ('offline', 'disabled', 'dryrun')
         if online and not wandb.login(prompt=False, verify=False):
             raise InputError("tracker wandb: not logged in; run wandb login once, or set WANDB_MODE=offline to keep runs in files")
@@ -193,7 +193,9 @@ class WandB(Tracker):
     def settings(self, values): self.tracked.config.update(values, allow_val_change=True)
     def curves(self, points, axis):
         # Epochs and batches have axes of their own; the step of W&B counts calls.
-        for name in {name for _, values in points for name in values}: self.tracked.define_metric(name, step_metric=axis)
+        names = {name for _, values in points for name in values} - self.known
+        self.known |= names
+        for name in names: self.tracked.define_metric(name, step_metric=axis)
         for step, values in points: self.tracked.log({axis: step, **values})
 
     def scores(self, values): self.tracked.summary.update({f'scores/{name}': value for name, value in values.items()})

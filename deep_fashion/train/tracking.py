@@ -60,11 +60,14 @@ class Trackers(Tracker):
 
     def start(self) -> None:
         "Open the run in all trackers. Raises `InputError` if that fails in one of them."
-        for name, tracker in self.trackers.items():
+        # Only those that were started are ended.
+        waiting, self.trackers = self.trackers, {}
+        for name, tracker in waiting.items():
             try:
                 with redirect_stdout(StringIO()), redirect_stderr(StringIO()): tracker.start()
             except InputError: raise
             except Exception as e: raise InputError(f"tracker {name}: cannot be used ({_reason(e)})") from e
+            self.trackers[name] = tracker
 
     def settings(self, values): self._each('settings', values)
     def curves(self, points, axis): self._each('curves', [(step, _numbers(values)) for step, values in points], axis)
@@ -104,7 +107,7 @@ class TrackerCallback(Callback):
     ): self.trackers, self.epochs = trackers, 0
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
+        self.is_training = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         self.recorded = 0
 
     def place(self) -> tuple:
@@ -112,6 +115,7 @@ class TrackerCallback(Callback):
         return '', self.epochs
 
     def after_epoch(self):
+        if not self.is_training: return
         recorder, self.epochs = self.recorder, self.epochs + 1
         rates, losses = (o[self.recorded:] for o in (recorder.lrs, recorder.losses))
         self.recorded = len(recorder.lrs)
