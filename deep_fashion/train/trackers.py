@@ -85,7 +85,8 @@ class MLflow(Tracker):
         self.uri = _environment('MLFLOW_TRACKING_URI', f"sqlite:///{runs/'mlflow.db'}")
         self.client, is_server = MlflowClient(self.uri), self.uri.startswith('http')
         self.where = f"look at it at {self.uri}" if is_server else f"look at it with: mlflow ui --backend-store-uri {self.uri}"
-        if not self._continued(): self.id = self.client.create_run(self._experiment(runs), run_name=self.name).info.run_id
+        if self._continued(): return
+        self.id = self.client.create_run(self._experiment(runs), tags={'mlflow.source.name': _PROJECT}, run_name=self.name).info.run_id
 
     def _continued(self):
         "Whether there is a run to continue."
@@ -182,7 +183,9 @@ class WandB(Tracker):
         if online and not wandb.login(prompt=False, verify=False):
             raise InputError("tracker wandb: not logged in; run wandb login once, or set WANDB_MODE=offline to keep runs in files")
         quiet = wandb.Settings(silent=True, console='off', disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,
-                               x_disable_stats=True, x_save_requirements=False, init_timeout=30, finish_timeout=60)
+                               x_disable_stats=True, x_save_requirements=False, init_timeout=30, finish_timeout=60,
+                               # Otherwise a training that is killed loses the last 15 seconds.
+                               x_transaction_log_flush_interval=1)
         place = _environment('WANDB_DIR', str(self.folder.parent))
         self.tracked = wandb.init(project=_environment('WANDB_PROJECT', _PROJECT), name=self.name, id=self.id, resume='allow', dir=place,
                                   reinit='create_new', settings=quiet)
