@@ -149,7 +149,7 @@ def test_wandb(run):
     [folder] = (run.path.parent / "wandb").glob(f"offline-run-*-{run.config['trackers']['wandb']}")
     kept = inspected(folder)
     items = [record["history"]["item"] for record in kept if record["type"] == "history"]
-    axes = {record["metric"]["name"]: record["metric"]["step_metric"] for record in kept if record["type"] == "metric"}
+    axes = {record["metric"]["name"]: record["metric"].get("step_metric") for record in kept if record["type"] == "metric"}
     summary, config = {}, {}
     for record in kept:
         summary |= record.get("summary", {}).get("update", {})

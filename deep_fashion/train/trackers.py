@@ -75,8 +75,8 @@ class MLflow(Tracker):
     "A run in a tracking server or a database."
     def start(self):
         _prefer(MLFLOW_DISABLE_TELEMETRY='true', MLFLOW_CONFIGURE_LOGGING='false', MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false',
-                # A server that is gone would be waited for, for minutes.
-                MLFLOW_HTTP_REQUEST_MAX_RETRIES='2', MLFLOW_HTTP_REQUEST_TIMEOUT='20')
+                # A server that is gone would be waited for, for many minutes.
+                MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', MLFLOW_HTTP_REQUEST_TIMEOUT='60')
         with requires_extra('mlflow'):
             import alembic # noqa: F401
             import sqlalchemy # noqa: F401
@@ -198,6 +198,7 @@ class WandB(Tracker):
         # Epochs and batches have axes of their own; the step of W&B counts calls.
         names = {name for _, values in points for name in values} - self.known
         self.known |= names
+        self.tracked.define_metric(axis, hidden=True)
         for name in names: self.tracked.define_metric(name, step_metric=axis)
         for step, values in points: self.tracked.log({axis: step, **values})
 
