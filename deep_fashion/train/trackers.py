@@ -177,7 +177,8 @@ class WandB(Tracker):
     "A run at wandb.ai, a server of your own, or in files."
     def start(self):
         _prefer(WANDB_ERROR_REPORTING='false')
-        with requires_extra('wandb'): import wandb
+        # A folder of runs may have the library's name, and is imported where the library is not installed; it has no `sdk`.
+        with requires_extra('wandb'): import wandb.sdk
         self.library, self.files, self.known = wandb, [], set()
         online = wandb.setup().settings.mode not in ('offline', 'disabled', 'dryrun')
         if online and not wandb.login(prompt=False, verify=False):
