@@ -70,7 +70,9 @@ def final_scores(
     counts = {name: metrics[name] for name in ('training_photos', 'validation_photos', 'rows_dropped', 'kept_epoch') if name in metrics}
     tables = {'': metrics['mean'], **{f'{name}/': scores for name, scores in metrics['attributes'].items()}}
     if 'with_titles' in metrics: tables['with_titles/'] = metrics['with_titles']['mean']
-    return {**{f'{start}{name}': value for start, scores in tables.items() for name, value in scores.items()}, **counts}
+    found = {f'{start}{name}': value for start, scores in tables.items() for name, value in scores.items()}
+    # The pages of trackers show the first of them.
+    return dict(sorted({**found, **counts}.items(), key=lambda item: item[0].endswith('photos')))
 
 def run_pictures(
     run:Run, # With scores and model
