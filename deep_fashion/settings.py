@@ -284,6 +284,8 @@ class Settings(_Output):
                                       "0: computed in every epoch", 'speed', metavar='N', ge=0)
     bfloat16: bool|None = common.bfloat16
     plain: bool = option(False, "plain fastai: nothing that makes training faster", 'speed')
+    tracker: Words|None = option(None, "log to experiment trackers, one or several: tensorboard, mlflow, trackio, wandb", 'output',
+                                 metavar='A,B')
 
     @model_validator(mode='after')
     def _trains_something(self):
