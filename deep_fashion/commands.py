@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
-           'AppSettings', 'ServeSettings', 'DemoSettings']
+           'AppSettings', 'ServeSettings', 'DemoSettings', 'SweepSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from .settings import CommandSettings, Words, common, option
+from pydantic import field_validator
+
+from .settings import CommandSettings, Words, checked_run_name, common, option
 
 # %% ../nbs/06_commands.ipynb #dfd16255
 class AnalyzeSettings(CommandSettings):
@@ -127,3 +129,23 @@ class ServeSettings(CommandSettings):
 class DemoSettings(CommandSettings):
     "What the demo can be given."
     out: Path = option(Path('demo'), "new folder", metavar='DIR')
+
+# %% ../nbs/06_commands.ipynb #43fae03d
+class SweepSettings(CommandSettings):
+    "What a search over settings can be given."
+    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", metavar='TOML')
+    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", metavar='NAME')
+    trials: int|None = option(None, "trials in all, those of earlier calls included (default: 20; of a grid, all combinations)",
+                              metavar='N', ge=1, le=100_000)
+    jobs: int = option(1, "trials at the same time, each in a process of its own", metavar='N', ge=1, le=64)
+    method: Literal['tpe', 'random', 'grid'] = option(
+        'tpe', "tpe: where earlier trials were good; random: anywhere; grid: every combination", 'training')
+    seconds: float|None = option(None, "start no further trial after this time", 'training', metavar='X', gt=0)
+    seed: int = option(42, "the same seed gives the same trials, with one job", 'training', metavar='N', ge=0, lt=2**32)
+    test_pct: float = option(.2, "share of the products that no trial sees, for an honest score of the best one", 'validation',
+                             metavar='X', gt=0, lt=1)
+    sweeps_dir: Path = option(Path('sweeps'), "folder of all sweeps", 'output', metavar='DIR')
+
+    @field_validator('name')
+    @classmethod
+    def _is_part_of_a_path(cls, name): return checked_run_name(name, 'name')
