@@ -62,6 +62,7 @@ from .train.linear_head import *
 from .train.linear_probe import *
 from .train.checkpoint import *
 from .train.schedule import *
+from .train.pruning import *
 from .evaluate.explanation import *
 from .evaluate.interpretation import *
 from .evaluate.photo_audit import *
@@ -75,6 +76,7 @@ from .report.tables import *
 from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
+from .report.sweep_page import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
@@ -95,6 +97,10 @@ from .experiment.training import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
 from .experiment.demo import *
+from .experiment.search_space import *
+from .experiment.search_study import *
+from .experiment.search_trial import *
+from .experiment.sweep import *
 
 # The module is made for this one import, so that everything public in it counts.
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PruneTrial']
 
-# %% ../../nbs/57_train.pruning.ipynb #e24550ca
+# %% ../../nbs/57_train.pruning.ipynb #da9f6812
 import math
 
 from fastai.callback.core import CancelFitException, Callback
 
 from ..core import requires_extra
 
-# %% ../../nbs/57_train.pruning.ipynb #fd748b85
+# %% ../../nbs/57_train.pruning.ipynb #d6bc71a5
 class PruneTrial(Callback):
     """Report macro-F1 to a trial of Optuna after every epoch, and cancel the fit if the trial is to be pruned.
 
