@@ -97,6 +97,7 @@ from .experiment.training import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
 from .experiment.demo import *
+from .experiment.search_result import *
 from .experiment.search_space import *
 from .experiment.search_study import *
 from .experiment.search_trial import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test',
            'run_tag', 'run_evaluate', 'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'run_sweep',
-           'print_sweep', 'with_config', 'command_line', 'main']
+           'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -238,30 +238,11 @@ def run_demo(settings:DemoSettings) -> int:
 # %% ../nbs/98_cli.ipynb #e5c47c59
 def run_sweep(settings:SweepSettings) -> int:
     "Search over settings."
+    from deep_fashion.experiment.search_result import sweep_as_text
     from deep_fashion.experiment.sweep import sweep
-    try: print_sweep(sweep(settings))
+    try: print(sweep_as_text(sweep(settings)))
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped; finished trials are kept, the same command continues") from None
     return 0
-
-_MAX_TRIALS = 10 # lines of the table of trials
-
-def print_sweep(
-    found, # A finished `Sweep`
-) -> None:
-    "What came out of a sweep, for the terminal."
-    from deep_fashion.experiment.sweep import sweep_summary
-    from deep_fashion.report.sweep_page import ranked_trials
-    trials = found.trials
-    rows = [['trial', *found.best, 'macro-F1', '95 % interval', 'minutes', '']]
-    rows += [list(row.values()) for row in ranked_trials(trials, list(found.best))]
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows[:_MAX_TRIALS + 1])]
-    for row in rows[:_MAX_TRIALS + 1]: print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    if len(trials) > _MAX_TRIALS: print(f"and {counted(len(trials) - _MAX_TRIALS, 'trial')} more")
-    print()
-    for sentence in sweep_summary(found.result): print(sentence)
-    print(f"\nto train with them:\n{found.command}\n\nlook at {found.file('page')}; written to {found.path}: "
-          f"{', '.join(sorted(path.name for path in found.path.iterdir()))}")
 
 # %% ../nbs/98_cli.ipynb #1b8bca95
 COMMANDS = [
@@ -306,9 +287,9 @@ COMMANDS = [
             ("export --model runs/first --img_dir new --out first-onnx",
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
     Command('sweep', run_sweep, SweepSettings, "search for the best settings",
-            "Train with many settings and take the best: choices and ranges are in the table [search] of a configuration file, such as "
-            "titles = [true, false] or learning_rate = {low = 1e-4, high = 1e-2, log = true}. The best ones are scored on products that no "
-            "trial saw. The same command continues a sweep that was stopped. Needs the extra: pip install 'deep_fashion[sweep]'.",
+            "Train with many settings, and score the best on products that no trial saw. The table [search] of a configuration file holds "
+            "what to try: titles = [true, false], or learning_rate = {low = 1e-4, high = 1e-2, log = true}. The same command continues a "
+            "sweep that was stopped. Needs the extra: pip install 'deep_fashion[sweep]'.",
             ("sweep --config sweep.toml --name first", "sweep --config sweep.toml --name first --trials 60 --jobs 2")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
