@@ -327,10 +327,10 @@ def with_config(
     return values
 
 # %% ../nbs/98_cli.ipynb #52078372
-def _called(command, config=None, show_config=False, **options):
+def _called(command, show_config=False, **options):
     "Run a command with what was given of its options."
     given = {name: value for name, value in options.items() if value is not None}
-    if command.settings is Settings: given = with_config(given, config)
+    if command.settings is Settings: given = with_config(given, given.pop('config', None))
     if not show_config: return command.run(command.settings(**given))
     # What has to be given for a run need not be there to be shown.
     Settings(**{**dict(run_name='a', csv_path='a', img_dir='a'), **given})

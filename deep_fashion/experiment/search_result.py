@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SWEEP_FILES', 'train_command', 'table_of_scores', 'Sweep', 'sweep_summary', 'sweep_as_text']
 
-# %% ../../nbs/91_experiment.search_result.ipynb #10d0b402
+# %% ../../nbs/91_experiment.search_result.ipynb #b5507b45
 import shlex
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..settings import Settings, plain_value
 from ..report.tables import score_text
 from ..report.sweep_page import plot_importances, trials_as_text, value_text
 
-# %% ../../nbs/91_experiment.search_result.ipynb #dd7967ca
+# %% ../../nbs/91_experiment.search_result.ipynb #b569d3ca
 SWEEP_FILES = dict(
     start='sweep.json', # What the sweep was started with
     split='split.csv', # Which photos are searched with, and which are set aside
@@ -28,7 +28,7 @@ SWEEP_FILES = dict(
     page='sweep.html', # All of it on one page
     importances='importances.png') # Which settings mattered
 
-# %% ../../nbs/91_experiment.search_result.ipynb #f2e64034
+# %% ../../nbs/91_experiment.search_result.ipynb #d83e87fa
 def _option_text(value):
     "A value on the command line; None if it cannot be written there."
     if isinstance(value, (list, tuple)) and all(isinstance(o, int) for o in value): return 'x'.join(map(str, value))
@@ -51,7 +51,7 @@ def train_command(
         else: words += [f'--{name}', text]
     return shlex.join(words)
 
-# %% ../../nbs/91_experiment.search_result.ipynb #332f34f1
+# %% ../../nbs/91_experiment.search_result.ipynb #4fe33e3f
 def table_of_scores(
     scores:dict, # As `scores_as_dict` returns them
 ) -> pd.DataFrame:
@@ -82,7 +82,7 @@ class Sweep:
     best = property(lambda self: self.result['best'], doc="The values that were best, of the settings that were searched.")
     command = property(lambda self: self.result['command'], doc="The command line that trains with them.")
     importances = property(lambda self: self.result['importances'], doc="Setting -> share of the differences; None: too few trials.")
-    search_scores = property(lambda self: table_of_scores(self.result['search_scores']), doc="Scores of the best trial: too good.")
+    search_scores = property(lambda self: table_of_scores(self.result['search_scores']), doc="Scores of the best trial: optimistic.")
     test_scores = property(lambda self: table_of_scores(self.result['test_scores']), doc="The same settings on photos that no trial saw.")
 
     @property
@@ -95,7 +95,7 @@ class Sweep:
         if not self.importances: raise InputError(f"{self.path}: too few trials with different scores to tell which settings mattered")
         return plot_importances(self.importances)
 
-# %% ../../nbs/91_experiment.search_result.ipynb #99076f01
+# %% ../../nbs/91_experiment.search_result.ipynb #77175846
 def _with_interval(mean):
     return f"{score_text(mean['macro_f1'])} (95 % interval {score_text(mean['macro_f1_low'])} to {score_text(mean['macro_f1_high'])})"
 
@@ -119,14 +119,14 @@ def sweep_summary(
     seen = f"{counted(aside['photos'], 'photo')} of {counted(aside['products'], 'product')} that no trial saw"
     honest = (f"The best settings found ({best}) reach a macro-F1 of {_with_interval(test)} on {seen}; "
               f"the majority-class baseline has {score_text(test['majority_macro_f1'])}.")
-    optimistic = (f"On the photos of the search they had {_with_interval(result['search_scores']['mean'])}. That is too good, "
+    optimistic = (f"On the photos of the search they had {_with_interval(result['search_scores']['mean'])}. That is optimistic, "
                   f"since they were chosen for it, as the best of {counted(trials['all'], 'trial')}{f' ({others})' if others else ''}.")
     if trials['all'] == 1: optimistic = f"On the photos of the search they had {_with_interval(result['search_scores']['mean'])}."
     looks = (f"The photos set aside were looked at {result['looks']} times, after more trials each time; "
              "deciding by them to search on makes their score too good, too.")
     return [honest, optimistic, _comparison(result), *([looks] if result['looks'] > 1 else [])]
 
-# %% ../../nbs/91_experiment.search_result.ipynb #40a4ab9e
+# %% ../../nbs/91_experiment.search_result.ipynb #497d7817
 def sweep_as_text(
     found:Sweep, # A finished one
     most:int=10, # Trials to show
@@ -134,4 +134,5 @@ def sweep_as_text(
     "The best trials, what came out, and the command line of the best settings."
     names = ', '.join(sorted(path.name for path in found.path.iterdir()))
     return "\n".join([trials_as_text(found.trials, list(found.best), most), '', *sweep_summary(found.result), '',
-                      "to train with the best settings:", found.command, '', f"look at {found.file('page')}; written to {found.path}: {names}"])
+                      "to train with the best settings:", found.command, '',
+                      f"look at {found.file('page')}; written to {found.path}: {names}"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_trials', 'write_results', 'sweep']
 
-# %% ../../nbs/91_experiment.sweep.ipynb #29177e48
+# %% ../../nbs/91_experiment.sweep.ipynb #f4017430
 import multiprocessing
 import os
 import signal
@@ -40,7 +40,7 @@ from .search_study import (best_trial, drop_stopped_trials, finish_trial, finish
                                                   open_study, repeated_result, setting_importances, trials_table)
 from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial
 
-# %% ../../nbs/91_experiment.sweep.ipynb #7f928a3d
+# %% ../../nbs/91_experiment.sweep.ipynb #8673fd53
 _worker = {}
 
 def _end_with(connection):
@@ -67,12 +67,17 @@ def _processes(trainer, database, jobs):
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()
     given = trainer, database, max(1, torch.get_num_threads()//jobs), theirs
-    with ProcessPoolExecutor(jobs, context, _start_worker, given) as pool:
-        try: yield lambda trial: pool.submit(_attempt_in_worker, trial._trial_id, trial.params)
-        except BrokenProcessPool as e:
-            raise InputError("the process of a trial was killed, perhaps for lack of memory; finished trials are kept, the same command "
-                             "continues; use fewer jobs") from e
-        finally: ours.close()
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, given)
+    try:
+        yield lambda trial: pool.submit(_attempt_in_worker, trial._trial_id, trial.params)
+        pool.shutdown()
+    except BrokenProcessPool as e:
+        raise InputError("the process of a trial was killed, perhaps for lack of memory; finished trials are kept, the same command "
+                         "continues; use fewer jobs") from e
+    finally:
+        # Those that still train end with this.
+        ours.close()
+        pool.shutdown(cancel_futures=True)
 
 @contextmanager
 def _in_place(trainer):
@@ -83,7 +88,7 @@ def _in_place(trainer):
         return done
     yield start
 
-# %% ../../nbs/91_experiment.sweep.ipynb #14a1244f
+# %% ../../nbs/91_experiment.sweep.ipynb #b17fbbc4
 def run_trials(
     study, # As `open_study` returns it
     trainer:Trainer, # With the search
@@ -111,7 +116,7 @@ def _show_progress(bar, study):
     if complete: bar.set_postfix_str(f"best macro-F1 {max(complete):.3f}", refresh=False)
     bar.update(len(trials) - bar.n)
 
-# %% ../../nbs/91_experiment.sweep.ipynb #f4f662b3
+# %% ../../nbs/91_experiment.sweep.ipynb #c6e2b846
 _LOCK = '.lock'
 
 def _is_unstarted(path):
@@ -140,7 +145,7 @@ def _claimed(path):
             with suppress(OSError): path.rmdir()
         raise
 
-# %% ../../nbs/91_experiment.sweep.ipynb #cde20115
+# %% ../../nbs/91_experiment.sweep.ipynb #e74e5e71
 def _start_of(search):
     "What has to be the same when a sweep is continued."
     space = {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
@@ -164,7 +169,7 @@ def _check_continued(path, search):
     more = "all combinations were tried" if planned_trials(search)[1] else "more trials continue it"
     raise InputError(f"{path}: is finished, with {counted(n, 'trial')}; {more}, another name starts a new one")
 
-# %% ../../nbs/91_experiment.sweep.ipynb #d1168ea6
+# %% ../../nbs/91_experiment.sweep.ipynb #df5fd8bc
 def _counts(trials):
     "How many trials there are, by state."
     return dict(all=len(trials), **{state: int((trials.state == state).sum()) for state in ('complete', 'pruned', 'failed')})
@@ -193,7 +198,7 @@ def _result(path, study, trainer, test):
                 search_scores=dict(attributes={a: o for a, o in scores.items() if a != 'mean'}, mean=scores['mean']),
                 **_scored(trainer, test, trial.params), versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
 
-# %% ../../nbs/91_experiment.sweep.ipynb #9c427a98
+# %% ../../nbs/91_experiment.sweep.ipynb #e5d2fd29
 def _cells(scores):
     return [f"{score_text(o.macro_f1)} ({score_text(o.macro_f1_low)}-{score_text(o.macro_f1_high)})" for o in scores.itertuples()]
 
@@ -228,7 +233,7 @@ def write_results(
     # Last: a sweep that has it is finished.
     write_json(path/SWEEP_FILES['result'], result)
 
-# %% ../../nbs/91_experiment.sweep.ipynb #39f7fdf0
+# %% ../../nbs/91_experiment.sweep.ipynb #1a9098d0
 def _set_aside(path, search):
     "The photos set aside, and a `Trainer` that does not see them."
     base, options = search.settings({}), search.sweep

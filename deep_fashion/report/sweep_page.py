@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_importances', 'plot_trials', 'SweepReport', 'value_text', 'ranked_trials', 'trials_as_text', 'sweep_page']
 
-# %% ../../nbs/75_report.sweep_page.ipynb #3da28c20
+# %% ../../nbs/75_report.sweep_page.ipynb #4e586d67
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from .colours import BLUE, GREY, ORANGE
 from .html import PAGE_STYLE, inline_svg, page_template
 from .tables import score_text
 
-# %% ../../nbs/75_report.sweep_page.ipynb #935a8abe
+# %% ../../nbs/75_report.sweep_page.ipynb #0032bc8c
 @literal_text()
 def plot_importances(
     importances:dict, # Setting -> share of the variance of the score
@@ -49,7 +49,7 @@ def plot_trials(
     ax.legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/75_report.sweep_page.ipynb #3dcc9f57
+# %% ../../nbs/75_report.sweep_page.ipynb #f062a23b
 @dataclass
 class SweepReport:
     "Everything that the page of a sweep shows."
@@ -79,7 +79,7 @@ _PAGE = page_template("""<!doctype html>
 <p class="quiet">The same is in <code>best.toml</code>, for <code>train --config</code>.</p>
 
 <h2 id="scores">Scores</h2>
-<p>Macro-F1 with its 95 % interval. <i>Best trial</i> is too good, since the trial was chosen by it;
+<p>Macro-F1 with its 95 % interval. The column of the best trial is optimistic, since the trial was chosen by it;
 the other columns are of photos that no trial saw.</p>
 <div class="scroll"><table class="scores"><thead><tr><th scope="col">attribute</th>
 {% for c in columns %}<th scope="col"{% if c == 'majority' %} class="baseline"{% endif %}>{{ titles[c] }}</th>{% endfor %}
@@ -107,7 +107,7 @@ the other columns are of photos that no trial saw.</p>
 {% endfor %}</body></html>
 """)
 
-# %% ../../nbs/75_report.sweep_page.ipynb #8311705c
+# %% ../../nbs/75_report.sweep_page.ipynb #f63d0db3
 _TITLES = dict(search='best trial, on the photos of the search', winner='its settings, on photos set aside',
                default='without a choice, on photos set aside', majority='majority, on photos set aside')
 
