@@ -111,7 +111,8 @@ def test_what_belongs_to_others_is_kept(refused, config, tmp_path):
 
 
 def test_if_all_trials_fail_the_first_reason_is_given(refused, config, tmp_path):
-    refused("sweep", "--config", config("[search]\narch = ['no_such_net']\ntitles = [true, false]"), says=["none of the 2 trials", "no_such_net"])
+    file = config("[search]\narch = ['no_such_net']\ntitles = [true, false]")
+    refused("sweep", "--config", file, says=["none of the 2 trials", "no_such_net"])
     assert (tmp_path / "sweeps/sweep/trials.csv").exists() and not (tmp_path / "sweeps/sweep/result.json").exists()
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SWEEP_FILES', 'train_command', 'table_of_scores', 'Sweep', 'sweep_summary', 'sweep_as_text']
 
-# %% ../../nbs/91_experiment.search_result.ipynb #b5507b45
+# %% ../../nbs/91_experiment.search_result.ipynb #8fe37613
 import shlex
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..settings import Settings, plain_value
 from ..report.tables import score_text
 from ..report.sweep_page import plot_importances, trials_as_text, value_text
 
-# %% ../../nbs/91_experiment.search_result.ipynb #b569d3ca
+# %% ../../nbs/91_experiment.search_result.ipynb #254300dc
 SWEEP_FILES = dict(
     start='sweep.json', # What the sweep was started with
     split='split.csv', # Which photos are searched with, and which are set aside
@@ -28,7 +28,7 @@ SWEEP_FILES = dict(
     page='sweep.html', # All of it on one page
     importances='importances.png') # Which settings mattered
 
-# %% ../../nbs/91_experiment.search_result.ipynb #d83e87fa
+# %% ../../nbs/91_experiment.search_result.ipynb #05baa1d3
 def _option_text(value):
     "A value on the command line; None if it cannot be written there."
     if isinstance(value, (list, tuple)) and all(isinstance(o, int) for o in value): return 'x'.join(map(str, value))
@@ -51,7 +51,7 @@ def train_command(
         else: words += [f'--{name}', text]
     return shlex.join(words)
 
-# %% ../../nbs/91_experiment.search_result.ipynb #4fe33e3f
+# %% ../../nbs/91_experiment.search_result.ipynb #217015d9
 def table_of_scores(
     scores:dict, # As `scores_as_dict` returns them
 ) -> pd.DataFrame:
@@ -95,7 +95,7 @@ class Sweep:
         if not self.importances: raise InputError(f"{self.path}: too few trials with different scores to tell which settings mattered")
         return plot_importances(self.importances)
 
-# %% ../../nbs/91_experiment.search_result.ipynb #77175846
+# %% ../../nbs/91_experiment.search_result.ipynb #91d78bca
 def _with_interval(mean):
     return f"{score_text(mean['macro_f1'])} (95 % interval {score_text(mean['macro_f1_low'])} to {score_text(mean['macro_f1_high'])})"
 
@@ -126,7 +126,7 @@ def sweep_summary(
              "deciding by them to search on makes their score too good, too.")
     return [honest, optimistic, _comparison(result), *([looks] if result['looks'] > 1 else [])]
 
-# %% ../../nbs/91_experiment.search_result.ipynb #497d7817
+# %% ../../nbs/91_experiment.search_result.ipynb #b90e00cc
 def sweep_as_text(
     found:Sweep, # A finished one
     most:int=10, # Trials to show

@@ -6,7 +6,7 @@
 __all__ = ['LEFT_OUT', 'searchable', 'ValueRange', 'search_space', 'Search', 'read_search', 'all_combinations', 'planned_trials',
            'optuna_distributions']
 
-# %% ../../nbs/91_experiment.search_space.ipynb #04e66f82
+# %% ../../nbs/91_experiment.search_space.ipynb #bff9e6f5
 import itertools
 import json
 import random
@@ -19,7 +19,7 @@ from ..settings import Settings, plain_value
 from ..commands import SweepSettings
 from .plan import training_plan
 
-# %% ../../nbs/91_experiment.search_space.ipynb #2c6fb171
+# %% ../../nbs/91_experiment.search_space.ipynb #2e225b12
 _GROUPS, _FURTHER, _NEVER = ('model', 'training'), ('epochs', 'arch', 'titles'), ('random_seed', 'resume')
 
 def searchable() -> list:
@@ -37,7 +37,7 @@ def _check_searchable(name):
            else "it changes which photos or labels are scored, so that trials could not be compared")
     raise InputError(f"search: {name} cannot be searched: {why}")
 
-# %% ../../nbs/91_experiment.search_space.ipynb #fd72e040
+# %% ../../nbs/91_experiment.search_space.ipynb #cab5f1f0
 LEFT_OUT = 'default' # the choice to leave a setting out
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _choices(name, values):
         if not any(type(o) is type(value) and o == value for o in found): found.append(value)
     return found
 
-# %% ../../nbs/91_experiment.search_space.ipynb #ed7cd3a8
+# %% ../../nbs/91_experiment.search_space.ipynb #53b1a8c6
 def _range(name, values):
     unknown = [key for key in values if key not in ('low', 'high', 'step', 'log')]
     if unknown: raise InputError(f"search: {name}: a range has no {unknown[0]!r}" + nearest(unknown[0], ['low', 'high', 'step', 'log']))
@@ -104,7 +104,7 @@ def search_space(
                                "as in {low = 1, high = 4}")
     return found
 
-# %% ../../nbs/91_experiment.search_space.ipynb #5890d7ae
+# %% ../../nbs/91_experiment.search_space.ipynb #939eb6da
 _OF_ONE_RUN = ('run_name', 'runs_dir', 'checkpoint_path', 'lossgraph_path', 'report', 'resume')
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _parts(content, strict):
     if 'config' in options: raise InputError("sweep: config is the file itself")
     return fixed, search_space(content.get('search')), SweepSettings.checked(options, strict)
 
-# %% ../../nbs/91_experiment.search_space.ipynb #188cbeb1
+# %% ../../nbs/91_experiment.search_space.ipynb #7b5630ea
 def read_search(
     settings:SweepSettings, # Of the command; `config` is a file, or a dictionary of the same form
 ) -> Search:
@@ -178,7 +178,7 @@ def _check_comparable(search):
         raise InputError(f"search: {first} would be scored {how(a)}, {other} {how(b)}; set folds (or valid_pct) above [search], "
                          "so that all trials are scored on the same photos")
 
-# %% ../../nbs/91_experiment.search_space.ipynb #7899ec95
+# %% ../../nbs/91_experiment.search_space.ipynb #73ed28d8
 _MOST_COMBINATIONS, _TRIALS = 10_000, 20
 
 def all_combinations(

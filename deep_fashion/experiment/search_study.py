@@ -6,7 +6,7 @@
 __all__ = ['open_study', 'TrialResult', 'finish_trial', 'finished_trials', 'drop_stopped_trials', 'next_trial', 'repeated_result',
            'trials_table', 'best_trial', 'setting_importances']
 
-# %% ../../nbs/91_experiment.search_study.ipynb #34ebe024
+# %% ../../nbs/91_experiment.search_study.ipynb #33f99405
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import InputError, requires_extra
 from ..train.checkpoint import hash_seed
 from .search_space import Search, optuna_distributions
 
-# %% ../../nbs/91_experiment.search_study.ipynb #5942b4ae
+# %% ../../nbs/91_experiment.search_study.ipynb #09372724
 @contextmanager
 def _naming(path):
     "Describe an error of the database in one line."
@@ -45,7 +45,7 @@ def open_study(
         storage = optuna.storages.RDBStorage(url, engine_kwargs=waiting)
         return optuna.create_study(study_name='sweep', storage=storage, direction='maximize', load_if_exists=True, pruner=pruner)
 
-# %% ../../nbs/91_experiment.search_study.ipynb #ad827b74
+# %% ../../nbs/91_experiment.search_study.ipynb #cf96c0df
 @dataclass
 class TrialResult:
     "What came out of a trial."
@@ -90,7 +90,7 @@ def drop_stopped_trials(
         if search.sweep.method == 'tpe' and trial.params.keys() == search.space.keys(): study.enqueue_trial(trial.params)
     return len(stopped)
 
-# %% ../../nbs/91_experiment.search_study.ipynb #b6cac8ab
+# %% ../../nbs/91_experiment.search_study.ipynb #11b81742
 def next_trial(
     study, # As `open_study` returns it
     search:Search, # Space, method and seed
@@ -124,7 +124,7 @@ def repeated_result(
     same = [t for t in finished_trials(study) if t.state.name == 'COMPLETE' and t.params == trial.params]
     return TrialResult('complete', 0., same[0].user_attrs['scores']) if same else None
 
-# %% ../../nbs/91_experiment.search_study.ipynb #dd378ec2
+# %% ../../nbs/91_experiment.search_study.ipynb #38db5eed
 def trials_table(
     study, # As `open_study` returns it
     space:dict, # As `search_space` returns it
@@ -155,7 +155,7 @@ def best_trial(
     reasons = [t.user_attrs['reason'] for t in trials if 'reason' in t.user_attrs]
     raise InputError(f"none of the {len(trials)} trials was completed; the first failed with: {reasons[0] if reasons else 'no reason'}")
 
-# %% ../../nbs/91_experiment.search_study.ipynb #a170d842
+# %% ../../nbs/91_experiment.search_study.ipynb #37f5c972
 _MIN_TRIALS = 8
 
 def setting_importances(

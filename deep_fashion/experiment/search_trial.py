@@ -6,7 +6,7 @@
 __all__ = ['held_out_photos', 'HeldOut', 'Trainer', 'validation_scores', 'run_trial', 'held_out_result', 'Difference',
            'paired_difference']
 
-# %% ../../nbs/91_experiment.search_trial.ipynb #0ad19f6b
+# %% ../../nbs/91_experiment.search_trial.ipynb #caf353e3
 import contextlib
 import io
 import tempfile
@@ -35,7 +35,7 @@ from .training import calibrated_probabilities
 from .search_space import Search
 from .search_study import TrialResult
 
-# %% ../../nbs/91_experiment.search_trial.ipynb #e479c551
+# %% ../../nbs/91_experiment.search_trial.ipynb #587e95cb
 def held_out_photos(
     aside:TrainingSet, # As `set_products_aside` returns it
     data:TrainingSet, # The other photos, as trials see them
@@ -54,7 +54,7 @@ def held_out_photos(
                                             "aside with test_pct")
     return test.with_rows(rows).subset(labelled)
 
-# %% ../../nbs/91_experiment.search_trial.ipynb #d77fd593
+# %% ../../nbs/91_experiment.search_trial.ipynb #3cff6868
 @dataclass
 class HeldOut:
     "Predictions for photos set aside, and their scores."
@@ -106,7 +106,7 @@ class Trainer:
         if pruning: pruning.raise_if_pruned()
         return training, learn, outcome
 
-# %% ../../nbs/91_experiment.search_trial.ipynb #5f1291da
+# %% ../../nbs/91_experiment.search_trial.ipynb #d4406817
 def validation_scores(
     trainer:Trainer, # With its photos
     values:dict, # Setting -> value, for those that are searched
@@ -150,7 +150,7 @@ def held_out_result(
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, test.products)
     return HeldOut(scores, learn.loss_func.decodes(logits), targets, test.products)
 
-# %% ../../nbs/91_experiment.search_trial.ipynb #171567cf
+# %% ../../nbs/91_experiment.search_trial.ipynb #646b3d83
 @dataclass
 class Difference:
     "How much higher one mean macro-F1 is than another."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_trials', 'write_results', 'sweep']
 
-# %% ../../nbs/91_experiment.sweep.ipynb #f4017430
+# %% ../../nbs/91_experiment.sweep.ipynb #c07c3e8d
 import multiprocessing
 import os
 import signal
@@ -15,7 +15,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from .search_study import (best_trial, drop_stopped_trials, finish_trial, finish
                                                   open_study, repeated_result, setting_importances, trials_table)
 from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial
 
-# %% ../../nbs/91_experiment.sweep.ipynb #8673fd53
+# %% ../../nbs/91_experiment.sweep.ipynb #fa190d26
 _worker = {}
 
 def _end_with(connection):
@@ -88,7 +88,7 @@ def _in_place(trainer):
         return done
     yield start
 
-# %% ../../nbs/91_experiment.sweep.ipynb #b17fbbc4
+# %% ../../nbs/91_experiment.sweep.ipynb #276dd292
 def run_trials(
     study, # As `open_study` returns it
     trainer:Trainer, # With the search
@@ -116,7 +116,7 @@ def _show_progress(bar, study):
     if complete: bar.set_postfix_str(f"best macro-F1 {max(complete):.3f}", refresh=False)
     bar.update(len(trials) - bar.n)
 
-# %% ../../nbs/91_experiment.sweep.ipynb #c6e2b846
+# %% ../../nbs/91_experiment.sweep.ipynb #f9c68c73
 _LOCK = '.lock'
 
 def _is_unstarted(path):
@@ -145,7 +145,7 @@ def _claimed(path):
             with suppress(OSError): path.rmdir()
         raise
 
-# %% ../../nbs/91_experiment.sweep.ipynb #e74e5e71
+# %% ../../nbs/91_experiment.sweep.ipynb #f4f3534b
 def _start_of(search):
     "What has to be the same when a sweep is continued."
     space = {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
@@ -169,16 +169,25 @@ def _check_continued(path, search):
     more = "all combinations were tried" if planned_trials(search)[1] else "more trials continue it"
     raise InputError(f"{path}: is finished, with {counted(n, 'trial')}; {more}, another name starts a new one")
 
-# %% ../../nbs/91_experiment.sweep.ipynb #df5fd8bc
+# %% ../../nbs/91_experiment.sweep.ipynb #c9a2df5b
 def _counts(trials):
     "How many trials there are, by state."
     return dict(all=len(trials), **{state: int((trials.state == state).sum()) for state in ('complete', 'pruned', 'failed')})
 
+def _are_same(trainer, *several):
+    "Whether these values come to the same training, whatever they leave to their defaults."
+    resolved = []
+    for values in several:
+        settings = trainer.search.settings(values)
+        plan = training_plan(settings)
+        arch = plan.arch or trainer.arch(settings)
+        resolved.append((replace(plan, arch=arch), settings.model_dump(exclude={'run_name', *plan.as_dict()})))
+    return all(o == resolved[0] for o in resolved)
+
 def _scored(trainer, test, values):
     "What the photos set aside say: scores of `values` and of no choice, and their difference."
-    given, plain = trainer.search.values(values), trainer.search.values({})
     found, reason, other = held_out_result(trainer, values, test), None, None
-    if given != plain:
+    if not _are_same(trainer, values, {}):
         try: other = held_out_result(trainer, {}, test)
         except InputError as e: reason = str(e)
     difference = other and paired_difference(found, other)
@@ -198,7 +207,7 @@ def _result(path, study, trainer, test):
                 search_scores=dict(attributes={a: o for a, o in scores.items() if a != 'mean'}, mean=scores['mean']),
                 **_scored(trainer, test, trial.params), versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
 
-# %% ../../nbs/91_experiment.sweep.ipynb #e5d2fd29
+# %% ../../nbs/91_experiment.sweep.ipynb #d1d15afa
 def _cells(scores):
     return [f"{score_text(o.macro_f1)} ({score_text(o.macro_f1_low)}-{score_text(o.macro_f1_high)})" for o in scores.itertuples()]
 
@@ -233,7 +242,7 @@ def write_results(
     # Last: a sweep that has it is finished.
     write_json(path/SWEEP_FILES['result'], result)
 
-# %% ../../nbs/91_experiment.sweep.ipynb #1a9098d0
+# %% ../../nbs/91_experiment.sweep.ipynb #7d7950b3
 def _set_aside(path, search):
     "The photos set aside, and a `Trainer` that does not see them."
     base, options = search.settings({}), search.sweep

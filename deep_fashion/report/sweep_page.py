@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_importances', 'plot_trials', 'SweepReport', 'value_text', 'ranked_trials', 'trials_as_text', 'sweep_page']
 
-# %% ../../nbs/75_report.sweep_page.ipynb #4e586d67
+# %% ../../nbs/75_report.sweep_page.ipynb #63db382f
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from .colours import BLUE, GREY, ORANGE
 from .html import PAGE_STYLE, inline_svg, page_template
 from .tables import score_text
 
-# %% ../../nbs/75_report.sweep_page.ipynb #0032bc8c
+# %% ../../nbs/75_report.sweep_page.ipynb #59e54ab8
 @literal_text()
 def plot_importances(
     importances:dict, # Setting -> share of the variance of the score
@@ -49,7 +49,7 @@ def plot_trials(
     ax.legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/75_report.sweep_page.ipynb #f062a23b
+# %% ../../nbs/75_report.sweep_page.ipynb #89514e72
 @dataclass
 class SweepReport:
     "Everything that the page of a sweep shows."
@@ -107,7 +107,7 @@ the other columns are of photos that no trial saw.</p>
 {% endfor %}</body></html>
 """)
 
-# %% ../../nbs/75_report.sweep_page.ipynb #f63d0db3
+# %% ../../nbs/75_report.sweep_page.ipynb #c9b9dbd7
 _TITLES = dict(search='best trial, on the photos of the search', winner='its settings, on photos set aside',
                default='without a choice, on photos set aside', majority='majority, on photos set aside')
 

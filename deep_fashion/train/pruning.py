@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PruneTrial']
 
-# %% ../../nbs/57_train.pruning.ipynb #483f9942
+# %% ../../nbs/57_train.pruning.ipynb #f3827eaa
 import math
 
 from fastai.callback.core import CancelFitException, Callback
 
 from ..core import requires_extra
 
-# %% ../../nbs/57_train.pruning.ipynb #7382fc8a
+# %% ../../nbs/57_train.pruning.ipynb #22447d80
 class PruneTrial(Callback):
     """Report macro-F1 to a trial of Optuna after every epoch, and cancel the fit if the trial is to be pruned.
 
