@@ -75,6 +75,7 @@ from .report.tables import *
 from .report.html import *
 from .report.run_page import *
 from .report.audit_page import *
+from .report.bodies_page import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
@@ -94,6 +95,7 @@ from .experiment.recipes import *
 from .experiment.training import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
+from .experiment.bodies import *
 from .experiment.demo import *
 
 # The module is made for this one import, so that everything public in it counts.

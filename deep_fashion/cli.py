@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'as_option', 'command_options', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test',
-           'run_tag', 'run_evaluate', 'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'with_config',
-           'command_line', 'main']
+           'run_tag', 'run_evaluate', 'run_convert', 'run_export', 'run_app', 'run_serve', 'run_bodies', 'run_demo',
+           'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -27,8 +27,8 @@ with handling_stops():
     from deep_fashion.core import InputError, counted, shorten_list
     from deep_fashion.settings import GROUPS, Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
-    from deep_fashion.commands import (AnalyzeSettings, AppSettings, ConvertSettings, DemoSettings, EvaluateSettings, ExportSettings,
-                                       PhotoSettings, ServeSettings, TagSettings)
+    from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, ConvertSettings, DemoSettings, EvaluateSettings,
+                                       ExportSettings, PhotoSettings, ServeSettings, TagSettings)
 
 # %% ../nbs/98_cli.ipynb #8facdbb7
 def _kinds(annotation):
@@ -228,6 +228,18 @@ def run_serve(settings:ServeSettings) -> int:
     server.wait(f"photos are tagged at {server.url}/tag until you press Ctrl-C; described at {server.url}/openapi.json")
     return 0
 
+def run_bodies(settings:BodiesSettings) -> int:
+    "Compare frozen bodies."
+    from deep_fashion.experiment.bodies import bodies
+    from deep_fashion.report.bodies_page import bodies_as_text
+    try: found = bodies(settings)
+    except KeyboardInterrupt:
+        kept = (settings.out/'results').is_dir()
+        raise KeyboardInterrupt("stopped; finished bodies are kept, the same command continues" if kept else '') from None
+    print(bodies_as_text(found))
+    print(f"\n{found.attrs['advice']}\nlook at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
+    return 0
+
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
     from deep_fashion.experiment.demo import demo
@@ -279,7 +291,13 @@ COMMANDS = [
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
-            ("demo", "demo --out elsewhere"))]
+            ("demo", "demo --out elsewhere")),
+    Command('bodies', run_bodies, BodiesSettings, "compare pretrained bodies: quality and speed",
+            "Fit the same linear probe on several frozen bodies, with the same photos, folds and crops: quality with a 95 % interval, "
+            "photos per second, size, and which one to take. Bodies whose weights cannot be had are skipped. A name such as a+b joins "
+            "the features of both.",
+            ("bodies --arch resnet18,resnet50,tf_efficientnet_lite0 --csv_path attributes.csv --img_dir images",
+             "bodies --arch resnet18,resnet18+tf_efficientnet_lite0 --csv_path attributes.csv --img_dir images --photos 600"))]
 ALIASES = dict(test=['predict'])
 
 # %% ../nbs/98_cli.ipynb #5dea35b2

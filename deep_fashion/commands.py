@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
-           'AppSettings', 'ServeSettings', 'DemoSettings']
+           'AppSettings', 'ServeSettings', 'DemoSettings', 'BodiesSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
 from typing import Literal
 
-from .settings import CommandSettings, Words, common, option
+from .settings import CommandSettings, Settings, Size, Words, common, option
 
 # %% ../nbs/06_commands.ipynb #dfd16255
 class AnalyzeSettings(CommandSettings):
@@ -127,3 +127,31 @@ class ServeSettings(CommandSettings):
 class DemoSettings(CommandSettings):
     "What the demo can be given."
     out: Path = option(Path('demo'), "new folder", metavar='DIR')
+
+class BodiesSettings(CommandSettings):
+    "What a comparison of bodies can be given."
+    arch: Words = option(..., "bodies of torchvision, timm (also hf-hub:USER/NAME), and joined ones: resnet18,resnet50,resnet18+resnet50",
+                         metavar='A,B,C+D')
+    csv_path: Path = common.csv_path
+    img_dir: Path = common.img_dir
+    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", metavar='DIR')
+    photos: int|None = option(None, "compare on so many labelled photos at most, whole products drawn at random (default: all)",
+                              metavar='N', ge=2)
+    names: Path|None = common.names
+    attributes: Words|None = common.attributes
+    title_column: str|None = common.title_column
+    group_column: str|None = common.group_column
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    labels_map: Path|None = common.labels_map
+    catch_all: str|dict[str, str] = Settings.model_fields['catch_all']
+    crops: Literal['whole', 'garment'] = option('garment', "whole: the photo; garment: also its upper half, collar and chest, enlarged",
+                                                'model', ('--views',))
+    size: Size|None = Settings.model_fields['size']
+    folds: int|None = option(None, "parts of the products for cross-validation (default: 5)", 'validation', metavar='N', ge=2)
+    random_seed: int = common.random_seed
+    batch_size: int = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=2, le=2**16)
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16

@@ -209,8 +209,8 @@ class _Everyday(CommandSettings):
     names: Path|None = common.names
     epochs: int|None = option(None, "epochs with all layers (default: none with pretrained weights, where a linear probe is fitted; "
                                     "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
-    arch: str|None = option(None, "architecture of torchvision or timm (default: resnet18; without a network tf_efficientnet_lite0, "
-                                  "whose weights are installed)", metavar='NAME')
+    arch: str|None = option(None, "architecture of torchvision or timm, also hf-hub:USER/NAME; a+b joins several (default: resnet18; "
+                                  "without a network tf_efficientnet_lite0, whose weights are installed)", metavar='NAME')
 
     @field_validator('run_name')
     @classmethod
