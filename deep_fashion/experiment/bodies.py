@@ -212,7 +212,8 @@ def _measured_bodies(archs, training, results):
         try: result = result or measure_body(replace(training, plan=replace(training.plan, arch=arch)))
         except InputError as e:
             reason = str(e).removeprefix(f'arch {arch!r}: ')
-            warnings.warn(f"arch {arch!r} is skipped: {reason}", stacklevel=3)
+            # Not on the line of the progress bar.
+            with tqdm.external_write_mode(): warnings.warn(f"arch {arch!r} is skipped: {reason}", stacklevel=3)
             skipped.append((arch, reason))
             continue
         results.write(result)

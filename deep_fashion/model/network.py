@@ -12,7 +12,7 @@ from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.torch_core import params
 from torch import nn
 
-from .body import arch_parts, arch_stats, features_of, is_feature_map, trained_body
+from .body import arch_parts, arch_source, arch_stats, features_of, is_feature_map, trained_body
 
 # %% ../../nbs/33_model.network.ipynb #d5bb8266
 def split_logits(
@@ -124,6 +124,8 @@ def joined_body(
 ) -> JoinedBody:
     "The bodies of several architectures side by side. Raises `InputError` as `trained_body` does."
     parts = []
+    # Before weights are fetched.
+    arch_source(arch)
     for i, name in enumerate(arch_parts(arch)):
         stats = arch_stats(name) if normalize else ([0.]*3, [1.]*3)
         parts.append(AttributeModel(trained_body(name, pretrained, f'body.parts.{i}.body.'), [], crops=crops, stats=stats))
