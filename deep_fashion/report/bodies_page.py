@@ -8,7 +8,7 @@ __all__ = ['plot_bodies', 'bodies_as_text', 'bodies_page']
 # %% ../../nbs/75_report.bodies_page.ipynb #8034a779
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ..text import literal_text, one_line
 from .colours import BLUE, GREY, ORANGE
@@ -18,11 +18,13 @@ from .html import PAGE_STYLE, inline_svg, page_template
 _HEIGHT, _WIDTH = 11, 5.2 # of a line of text and of a letter, in points
 
 def _free_places(points, names, width):
-    "Where the name of each point is written, in points, so that no two overlap: to the right of it, or to the left near the edge."
+    "Where the name of each point is written, in points, so that no two overlap: above to the right, or below to the left near the edge."
     places, taken = {}, []
     for i in sorted(range(len(points)), key=lambda i: -points[i][1]):
         (x, y), length = points[i], _WIDTH*len(names[i])
-        start = x + 8 if x + 8 + length < width or x < length + 8 else x - 8 - length
+        is_right = x + 8 + length < width or x < length + 8
+        # The efficient front falls to the right.
+        start, y = (x + 6, y + 7) if is_right else (x - 9 - length, y - 7)
         while any(abs(y - other_y) < _HEIGHT and start < end and other < start + length for other, end, other_y in taken): y -= 2
         taken.append((start, start + length, y))
         places[i] = start - points[i][0], y - points[i][1]
@@ -46,8 +48,9 @@ def plot_bodies(
     low, high = found.photos_per_second.min(), found.photos_per_second.max()
     ax.set_xlim(low/1.6, high*1.6)
     ax.spines[['top', 'right']].set_visible(False)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter('{x:g}')
-    ax.xaxis.set_minor_formatter('{x:g}' if high/low < 8 else NullFormatter())
     ax.legend(frameon=False, fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.14), ncols=3)
     _write_names(fig, ax, found)
     return fig
@@ -64,7 +67,8 @@ def _write_names(fig, ax, found):
 _PAGE = page_template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Bodies</title>
-<style>{{ style }} .scores tr:last-child{font-weight:400} .scores tr.advised{font-weight:600}</style></head><body>
+<style>{{ style }} .scores tr:last-child{font-weight:400} .scores tr.advised{font-weight:600}
+.scores td,.scores th{padding-right:.55rem} .scores thead th:not(:first-child){min-width:3rem}</style></head><body>
 <h1>Bodies</h1>
 <p class="quiet">{{ measured }}</p>
 <p class="lead">{{ advice }}</p>
@@ -85,19 +89,20 @@ folds. Each photo is scored by a probe that did not see its product. Macro-F1 an
 macro-F1 is how far it would vary with other products; that of the difference compares each body with the best one on the same products,
 which is more exact: if it includes 0, chance explains the difference. One of several bodies is the best by chance, too, so its score is
 a little too good; labels from titles are left out, so <code>train</code> gets other scores.</p>
-<p>Photos per second count the network alone, all crops and mirror images included, once photos are open: {{ precision }}. The time in
-minutes is that of everything the body took here.</p>
+<p>Photos per second count the network alone, all crops and mirror images included, once photos are open: {{ precision }}. All bodies
+were timed one right after the other at the end; other programs that were busy then make them look slower. The time in minutes is that
+of computing and fitting here.</p>
 </body></html>
 """)
 
-_TITLES = ('body', 'macro-F1', '95 % interval', 'to the best', '95 % interval', 'accuracy', 'photos per second', 'million parameters',
-           'MB', 'features', 'minutes')
+_TITLES = ('body', 'macro-F1', '95 % interval', 'to the best', '95 % interval', 'accuracy', 'photos/s', 'M parameters', 'MB', 'features',
+           'minutes')
 
 def _cells(row):
     "The cells of a body, as text."
     same = row.difference_low == row.difference_high == 0
     difference = ['', ''] if same else [f'{row.difference:+.3f}', f'{row.difference_low:+.3f} to {row.difference_high:+.3f}']
-    return [one_line(row.arch, 80), f'{row.macro_f1:.3f}', f'{row.macro_f1_low:.3f} to {row.macro_f1_high:.3f}', *difference,
+    return [one_line(row.arch, 80), f'{row.macro_f1:.3f}', f'{row.macro_f1_low:.2f}-{row.macro_f1_high:.2f}', *difference,
             f'{row.accuracy:.3f}', f'{row.photos_per_second:.3g}', f'{row.parameters:.1f}', f'{row.megabytes:.0f}', str(row.features),
             f'{row.seconds/60:.1f}']
 
