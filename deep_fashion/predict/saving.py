@@ -185,9 +185,14 @@ def _check_memory(description, tensors, bodies):
     # Some of torchvision's networks calculate with tensors while they are built.
     except (NotImplementedError, RuntimeError): pass
     arch, n = description.network.arch, sum(tensor.numel() for tensor in tensors.values())
-    needed = [get_model_weights(o).DEFAULT.meta['num_params'] for o in arch_parts(arch) if arch_source(o) == 'torchvision']
-    if not needed or sum(needed) > 2*n:
-        raise InputError(f"the weights have {n} numbers, too few for {arch}")
+    try: is_enough = sum(map(_least_numbers, arch_parts(arch))) <= n
+    except (NotImplementedError, RuntimeError): is_enough = False
+    if not is_enough: raise InputError(f"the weights have {n} numbers, too few for {arch}")
+
+def _least_numbers(arch):
+    "How many numbers a body has at least."
+    if arch_source(arch) == 'torchvision': return get_model_weights(arch).DEFAULT.meta['num_params']//2
+    with torch.device('meta'): return sum(p.numel() for p in trained_body(arch, False).parameters())
 
 def _checked_model(description, tensors, bodies):
     "The network with its parameters. Raises `InputError` if description and parameters do not belong together."
