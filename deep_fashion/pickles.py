@@ -42,7 +42,7 @@ deep_fashion.data.vocab: AttributeVocab Attributes EncodeAttributes RowLabels
 deep_fashion.metrics.scores: AttributeMetric PooledLoss
 deep_fashion.model.crops: Crop
 deep_fashion.model.loss: AttributeLoss
-deep_fashion.model.network: AttributeModel EnsembleModel
+deep_fashion.model.network: AttributeModel EnsembleModel JoinedBody
 deep_fashion.model.openvino_body: OpenVINOBody
 deep_fashion.predict.openvino: OpenVINOBody
 deep_fashion.train.feature_cache: FeatureCache PhotosOnDevice

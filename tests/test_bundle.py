@@ -214,7 +214,7 @@ def test_descriptions_made_to_do_harm_are_refused_or_harmless(learn, altered):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (dict(format=2), "upgrade"),
+        (dict(format=3), "upgrade"),
         (dict(engine="onnx"), "ONNX Runtime"),
         (dict(engine="openvino"), "other files"),
         (dict(files=["weights.safetensors", "tagger.json"]), "damaged"),

@@ -17,7 +17,7 @@ from torch import nn
 from ..core import InputError, shorten_list
 from ..data.loaders import Photo
 from ..model.crops import Crop
-from ..model.network import AttributeModel
+from ..model.network import AttributeModel, parts_of
 from ..train.learner import AttributeLearner
 
 # %% ../../nbs/60_evaluate.explanation.ipynb #46e0871e
@@ -25,19 +25,22 @@ class _AfterBody(nn.Module):
     "The part of a model after its body: feature maps, one per crop, to logits (1, sum of sizes)."
     def __init__(self, model:AttributeModel):
         super().__init__()
-        self.model, self.entrances = model, nn.ModuleList(nn.Identity() for _ in model.crops or (None,))
+        self.model, self.parts = model, [part for part, _ in _parts_and_crops(model)]
+        self.entrances = nn.ModuleList(nn.Identity() for _ in self.parts)
 
     def forward(self, *feature_maps):
-        pooled = [self.model.pool(entrance(o)) for entrance, o in zip(self.entrances, feature_maps)]
+        pooled = [part.pool(entrance(o)) for part, entrance, o in zip(self.parts, self.entrances, feature_maps)]
         return self.model.logits(torch.cat(pooled, 1))
+
+_WHOLE_PHOTO = Crop(0, 1, 0, 1, 224, 224)
+
+def _parts_and_crops(model): return [(part, crop) for part in parts_of(model) for crop in part.crops or (_WHOLE_PHOTO,)]
 
 def _feature_maps(model, photo):
     "The body's feature maps of `photo` (1, 3, rows, columns), one per crop."
-    with torch.no_grad(): return tuple(map(model.body, model.body_inputs(photo)))
+    with torch.no_grad(): return tuple(part.body(o) for part in parts_of(model) for o in part.body_inputs(photo))
 
 # %% ../../nbs/60_evaluate.explanation.ipynb #b898b9cf
-_WHOLE_PHOTO = Crop(0, 1, 0, 1, 224, 224)
-
 def _part_of(total, crop):
     "The part of the map `total` (height, width) that `crop` covers."
     height, width = total.shape
@@ -47,7 +50,8 @@ def _evidence(model, photo, targets, size):
     "What every place of `photo` (1, 3, rows, columns) adds to each of the logits `targets`: maps (targets, *size)."
     feature_maps, after_body = _feature_maps(model, photo), _AfterBody(model).eval()
     evidence = torch.zeros(len(targets), *size)
-    for crop, entrance in zip(model.crops or (_WHOLE_PHOTO,), after_body.entrances):
+    for (network, crop), entrance in zip(_parts_and_crops(model), after_body.entrances):
+        if not network.has_map: continue
         gradcam = LayerGradCam(after_body, entrance)
         for target, total in zip(targets, evidence):
             cells, part = gradcam.attribute(feature_maps, target=target).detach().float().cpu(), _part_of(total, crop)
@@ -62,7 +66,7 @@ def _explainable_networks(learn):
     networks = list(getattr(learn.model, 'models', [learn.model]))
     if not all(any(True for _ in network.body.parameters()) for network in networks):
         raise InputError("a converted tagger cannot be explained; use the learn.pkl it was converted from")
-    if not all(network.has_map for network in networks):
+    if not all(any(part.has_map for part in parts_of(network)) for network in networks):
         raise InputError("this architecture has no feature map, so its decisions cannot be explained; "
                          "resnet18 and tf_efficientnet_lite0 have one")
     return networks

@@ -63,7 +63,7 @@ _MOST_ATTRIBUTES, _MOST_CLASSES, _MOST_PIXELS = 1000, 100_000, 2048**2
 
 _Label = Annotated[str, Field(max_length=10_000)]
 _FileName = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$')]
-_Arch = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$')]
+_Arch = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9_.+-]{0,299}$')]
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Weights = Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=_MOST_CLASSES)]
@@ -119,7 +119,7 @@ class CropFacts(_Strict):
 class NetworkFacts(_Strict):
     "How logits are computed from pixels."
     arch: _Arch|None # Architecture; None if it is not known, as where the whole body is in a file
-    source: Literal['torchvision', 'timm']|None # The library it is from
+    source: Literal['torchvision', 'timm', 'joined']|None # The library it is from
     networks: int|None = Field(None, ge=1, le=100) # The number of networks averaged; None: a single network
     features: int = Field(ge=1, le=100_000) # Channels of the features of the body
     has_map: bool # Whether they have a height and a width, over which the mean and the maximum are taken
@@ -136,7 +136,8 @@ class NetworkFacts(_Strict):
     @model_validator(mode='after')
     def _agrees(self):
         _require(len(self.mean) == len(self.std) != 2, "mean and std should have one number or three")
-        _require((self.arch is None) == (self.source is None), "arch and source go together")
+        together = (self.arch is None) == (self.source is None) and ('+' in (self.arch or '')) == (self.source == 'joined')
+        _require(together, "arch and source go together")
         _require(math.prod(self.size) <= _MOST_PIXELS, f"size is more than {_MOST_PIXELS} pixels")
         return self
 
@@ -198,11 +199,11 @@ class MetricFacts(_Open):
         return self
 
 # %% ../../nbs/76_predict.bundle.ipynb #0e689f98
-BUNDLE_FORMAT = 1 # to be increased when an older version could not read a description
+BUNDLE_FORMAT = 2 # to be increased when an older version could not read a description
 
 class BundleDescription(_Strict):
     "What `tagger.json` holds."
-    format: Literal[1] = BUNDLE_FORMAT
+    format: Literal[1, 2] = 1 # 2: with joined bodies
     engine: Literal['torch', 'openvino', 'onnx']
     files: list[_FileName] = Field(min_length=1, max_length=250) # Beside the description
     attributes: list[AttributeFacts] = Field(min_length=1, max_length=_MOST_ATTRIBUTES)

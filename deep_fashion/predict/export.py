@@ -25,7 +25,7 @@ from ..core import InputError, counted, requires_extra, whole_folder
 from ..settings import takes_settings
 from ..commands import ExportSettings
 from ..model.crops import Crop
-from ..model.network import CalibratedModel, EnsembleModel, split_logits
+from ..model.network import CalibratedModel, EnsembleModel, parts_of, split_logits
 from ..model.openvino_body import OpenVINOBody
 from ..train.learner import AttributeLearner
 from .bundle import BundleDescription, write_bundle
@@ -74,9 +74,9 @@ class TaggerGraph(nn.Module):
         super().__init__()
         model = copy.deepcopy(model).cpu().float().eval()
         self.sizes, self.networks = model.sizes, nn.ModuleList(getattr(model, 'models', [model]))
-        for network in self.networks:
-            network.crops = nn.ModuleList(FixedCrop(o, size, not network.has_map) for o in network.crops)
-            if network.has_map: network.pool = GlobalPool()
+        for part in (part for network in self.networks for part in parts_of(network)):
+            part.crops = nn.ModuleList(FixedCrop(o, size, not part.has_map) for o in part.crops)
+            if part.has_map: part.pool = GlobalPool()
         temperatures = [o.output_temperatures().clone() for o in (*self.networks, *([model] if type(model) is EnsembleModel else []))]
         self.register_buffer('temperatures', torch.stack(temperatures))
 

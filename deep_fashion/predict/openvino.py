@@ -17,6 +17,7 @@ from ..core import InputError, counted, new_file, requires_extra
 from ..settings import takes_settings
 from ..commands import ConvertSettings
 from ..model.precision import has_fast_int8
+from ..model.network import JoinedBody
 from ..model.openvino_body import OpenVINOBody, openvino_files
 from .photo_list import photo_names
 from .saving import save_bundle
@@ -89,6 +90,8 @@ def convert_tagger(
     out, learn = new_file(settings.out), load_tagger(settings.model, settings.trust)
     networks = list(getattr(learn.model, 'models', [learn.model]))
     if isinstance(networks[0].body, OpenVINOBody): raise InputError(f"model {settings.model}: is converted already; convert the original")
+    if isinstance(networks[0].body, JoinedBody):
+        raise InputError(f"model {settings.model}: has several bodies, which cannot be converted; deep_fashion export makes it faster, too")
     measured, compared = _two_samples(settings.img_dir, settings.csv_path, settings.photos, settings.random_seed)
     expected = _predicted_classes(learn, compared)
     for network in tqdm(networks, desc='converting', leave=False):

@@ -34,9 +34,9 @@ from ..data.loaders import OpenPhoto, PhotoDL, PhotoPath
 from ..data.block import AttributeDataLoaders, attribute_block, portable_loaders
 from ..data.seen import SeenPhotos
 from ..model.precision import Speed
-from ..model.body import arch_source, trained_body
+from ..model.body import arch_parts, arch_source, trained_body
 from ..model.crops import Crop
-from ..model.network import AttributeModel, EnsembleModel
+from ..model.network import AttributeModel, EnsembleModel, joined_body, parts_of
 from ..model.loss import AttributeLoss
 from ..model.openvino_body import OpenVINOBody
 from ..train.learner import AttributeLearner, learner_of
@@ -82,13 +82,14 @@ def _network_facts(model, arch, size, bfloat16):
 
 def _one_network(model, arch, size, bfloat16):
     if type(model) is not AttributeModel: raise _refusal(f"its network is a {_name(type(model))}")
-    converted = isinstance(model.body, OpenVINOBody)
+    converted, parts = isinstance(model.body, OpenVINOBody), parts_of(model)
+    if any(part.crops != parts[0].crops for part in parts): raise _refusal("its bodies have different crops")
     if arch is None and not converted: raise _refusal("its architecture is a function or a network of its own, not a name")
     dropouts = {head[1].p for head in model.heads}
     if len(dropouts) > 1: raise _refusal("its heads have different dropout")
     return NetworkFacts(
         arch=arch, source=None if arch is None else arch_source(arch), features=model.n_features//(2 if model.has_map else 1)
-        //max(len(model.crops), 1), has_map=model.has_map, size=tuple(size), crops=[CropFacts(**crop._asdict()) for crop in model.crops],
+        //max(len(model.crops), 1), has_map=model.has_map, size=tuple(size), crops=[CropFacts(**crop._asdict()) for crop in parts[0].crops],
         mirrored=model.mirrored, mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(), dropout=dropouts.pop(),
         channels_last=_is_channels_last(model.body), bfloat16=bfloat16, needs_int8=converted and model.body.needs_int8)
 
@@ -136,7 +137,8 @@ def _described(learn):
     files = [f'body-{i}.{ending}' for i in range(n_converted) for ending in ('xml', 'bin')]
     attributes = [_attribute_facts(learn, i, attribute) for i, attribute in enumerate(learn.vocab.attributes)]
     return BundleDescription(
-        engine='openvino' if n_converted else 'torch', files=['weights.safetensors', *files], attributes=attributes,
+        format=2 if network.source == 'joined' else 1, engine='openvino' if n_converted else 'torch',
+        files=['weights.safetensors', *files], attributes=attributes,
         missing=learn.vocab.missing, network=network, loss=_loss_facts(learn.loss_func), batch_size=dl.bs, plain=learn.plain,
         seen=_seen_facts(learn.seen), metrics=learn.scores, created=date.today().isoformat())
 
@@ -151,8 +153,11 @@ class _Placeholder(nn.Module):
 
 def _new_network(facts, sizes, bodies):
     "The network that `facts` describe; its body is from `bodies`, or of the architecture, untrained."
-    body = _Placeholder(facts.features, facts.has_map) if bodies else trained_body(facts.arch, False)
-    crops = [Crop(**dict(crop)) for crop in facts.crops]
+    crops, joined = [Crop(**dict(crop)) for crop in facts.crops], facts.source == 'joined'
+    if bodies: body = _Placeholder(facts.features, facts.has_map)
+    else: body = joined_body(facts.arch, False, tuple(crops)) if joined else trained_body(facts.arch, False)
+    # Joined bodies have crops of their own, and statistics among their tensors.
+    crops = [] if joined else crops
     model = AttributeModel(body, sizes, facts.dropout, crops, facts.mirrored, (facts.mean, facts.std))
     if bodies: model.body = bodies.pop(0)
     return model
@@ -180,8 +185,14 @@ def _check_memory(description, tensors, bodies):
     # Some of torchvision's networks calculate with tensors while they are built.
     except (NotImplementedError, RuntimeError): pass
     arch, n = description.network.arch, sum(tensor.numel() for tensor in tensors.values())
-    if description.network.source != 'torchvision' or get_model_weights(arch).DEFAULT.meta['num_params'] > 2*n:
-        raise InputError(f"the weights have {n} numbers, too few for {arch}")
+    try: is_enough = sum(map(_least_numbers, arch_parts(arch))) <= n
+    except (NotImplementedError, RuntimeError): is_enough = False
+    if not is_enough: raise InputError(f"the weights have {n} numbers, too few for {arch}")
+
+def _least_numbers(arch):
+    "How many numbers a body has at least."
+    if arch_source(arch) == 'torchvision': return get_model_weights(arch).DEFAULT.meta['num_params']//2
+    with torch.device('meta'): return sum(p.numel() for p in trained_body(arch, False).parameters())
 
 def _checked_model(description, tensors, bodies):
     "The network with its parameters. Raises `InputError` if description and parameters do not belong together."

@@ -18,9 +18,9 @@ from ..data.vocab import AttributeVocab, Attributes, TensorAttributes, mask_miss
 from ..data.loaders import Photo, PhotoDL
 from ..data.block import portable_loaders
 from ..model.precision import Speed, keep_freed_memory
-from ..model.body import arch_name, arch_stats, trained_body
+from ..model.body import arch_name, arch_parts, arch_stats, local_name, trained_body
 from ..model.crops import named_crops
-from ..model.network import AttributeModel, EnsembleModel, body_splitter, split_logits
+from ..model.network import AttributeModel, EnsembleModel, body_splitter, joined_body, split_logits
 from ..model.loss import AttributeLoss
 from ..metrics.scores import PooledLoss, attribute_metrics
 from .precision import BFloat16
@@ -222,8 +222,10 @@ def _check_vocab(dls):
 def _new_model(dls, arch, pretrained, crops, normalize, options):
     # Loaders that normalise already are left as they are.
     normalize = normalize and not any(isinstance(o, Normalize) for o in dls.train.after_batch.fs)
+    crops, sizes = named_crops(crops), dls.vocab.sizes
+    if len(arch_parts(arch)) > 1: return AttributeModel(joined_body(arch, pretrained, crops, normalize), sizes, **options)
     stats = dict(stats=arch_stats(arch)) if normalize else {}
-    return AttributeModel(trained_body(arch, pretrained), dls.vocab.sizes, crops=named_crops(crops), **stats, **options)
+    return AttributeModel(trained_body(arch, pretrained), sizes, crops=crops, **stats, **options)
 
 # %% ../../nbs/52_train.learner.ipynb #dd3e4a61
 def learner_of(
@@ -249,7 +251,7 @@ _MODEL_OPTIONS = ('mirrored', 'dropout')
 @delegates(Learner.__init__, keep=True, but=['dls', 'model'])
 def attribute_learner(
     dls:DataLoaders, # From `attribute_dls`
-    arch='resnet18', # An architecture of torchvision or timm by name or function, or a function that takes `pretrained`
+    arch='resnet18', # An architecture by name ('a+b': several bodies) or function, or a function that takes `pretrained`
     pretrained:bool|str|Path=True, # ImageNet weights (True), none (False), a file of weights, or the folder of a run
     crops:str='whole', # Crops that are passed through the body, a key of `CROPS`
     normalize:bool=True, # Normalise photos as for the ImageNet weights of `arch`, unless `dls` normalises
@@ -264,7 +266,7 @@ def attribute_learner(
     _check_vocab(dls)
     model = _new_model(dls, arch, pretrained, crops, normalize, {name: kwargs.pop(name) for name in _MODEL_OPTIONS if name in kwargs})
     learn = learner_of(dls, model, plain, speed, **kwargs)
-    learn.arch = name if isinstance(name := arch_name(arch), str) else None
+    learn.arch = local_name(name) if isinstance(name := arch_name(arch), str) else None
     learn.majority = _majority_of(dls.train, dls.vocab)
     if pretrained: learn.freeze()
     return learn
