@@ -63,6 +63,9 @@ from .train.linear_head import *
 from .train.linear_probe import *
 from .train.checkpoint import *
 from .train.schedule import *
+from .train.tracking import *
+from .train.trackers import *
+from .train.pruning import *
 from .evaluate.explanation import *
 from .evaluate.interpretation import *
 from .evaluate.photo_audit import *
@@ -79,6 +82,8 @@ from .report.run_page import *
 from .report.audit_page import *
 from .report.comparison_page import *
 from .report.runs_page import *
+from .report.sweep_page import *
+from .report.bodies_page import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
@@ -95,13 +100,20 @@ from .predict.openvino import *
 from .predict.export import *
 from .experiment.plan import *
 from .experiment.recipes import *
+from .experiment.tracking import *
 from .experiment.training import *
 from .experiment.runs import *
 from .experiment.comparison import *
 from .experiment.evaluation import *
 from .experiment.analysis import *
+from .experiment.bodies import *
 from .experiment.demo import *
 from .options import *
+from .experiment.search_result import *
+from .experiment.search_space import *
+from .experiment.search_study import *
+from .experiment.search_trial import *
+from .experiment.sweep import *
 
 # The module is made for this one import, so that everything public in it counts.
 __all__ = [name for name in globals() if not name.startswith('_')]

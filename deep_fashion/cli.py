@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test', 'run_tag', 'run_evaluate',
-           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_runs', 'run_show', 'run_compare', 'run_demo',
-           'with_config', 'command_line', 'main']
+           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_runs', 'run_show', 'run_compare', 'run_bodies',
+           'run_demo', 'run_sweep', 'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -27,8 +27,10 @@ with handling_stops():
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
     from deep_fashion.options import command_options
-    from deep_fashion.commands import (AnalyzeSettings, AppSettings, CompareSettings, ConvertSettings, DemoSettings, EvaluateSettings,
-                                       ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings, TagSettings)
+    from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
+                                       EvaluateSettings, ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings,
+                                       SweepSettings, TagSettings)
+
 
 # %% ../nbs/98_cli.ipynb #426f06f1
 class Command(NamedTuple):
@@ -215,6 +217,16 @@ def run_compare(settings:CompareSettings) -> int:
     for note in comparison.notes: print(note)
     print(f"\n{comparison}\n\n{comparison.method}")
     print(f"look at {page}", file=sys.stderr)
+def run_bodies(settings:BodiesSettings) -> int:
+    "Compare frozen bodies."
+    from deep_fashion.experiment.bodies import bodies
+    from deep_fashion.report.bodies_page import bodies_as_text
+    try: found = bodies(settings)
+    except KeyboardInterrupt:
+        kept = (settings.out/'results').is_dir()
+        raise KeyboardInterrupt("stopped; finished bodies are kept, the same command continues" if kept else '') from None
+    print(bodies_as_text(found))
+    print(f"\n{found.attrs['advice']}\nlook at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
     return 0
 
 def run_demo(settings:DemoSettings) -> int:
@@ -222,6 +234,15 @@ def run_demo(settings:DemoSettings) -> int:
     from deep_fashion.experiment.demo import demo
     print_run(demo(settings))
     print(f"a further photo and its tags: {settings.out/'labelled.png'}, {settings.out/'photo.csv'}")
+    return 0
+
+# %% ../nbs/98_cli.ipynb #e5c47c59
+def run_sweep(settings:SweepSettings) -> int:
+    "Search over settings."
+    from deep_fashion.experiment.search_result import sweep_as_text
+    from deep_fashion.experiment.sweep import sweep
+    try: print(sweep_as_text(sweep(settings)))
+    except KeyboardInterrupt: raise KeyboardInterrupt("stopped; finished trials are kept, the same command continues") from None
     return 0
 
 # %% ../nbs/98_cli.ipynb #1b8bca95
@@ -236,6 +257,28 @@ COMMANDS = [
             "Train a tagger and leave it in runs/NAME with its scores, report, history and settings.",
             ("train --run_name first --csv_path attributes.csv --img_dir images",
              "train --config runs/first/config.toml --run_name second --epochs 5")),
+    Command('runs', run_runs, RunsSettings, "list all runs with their scores and what differs between them",
+            "List the finished runs of a folder: date, scores with intervals, minutes, and the settings that differ. Leaves a page "
+            "(index.html) that sorts and filters in the browser, with links to the reports.",
+            ("runs --sort_by macro_f1", "runs --filter 'neck*,macro_f1>0.6'"),
+            parts=(Command('show', run_show, RunSettings, "describe one run", "Print the settings of a run, its scores, folds and files.",
+                           ("runs show first", "runs show elsewhere/first"), ('run',)),)),
+    Command('compare', run_compare, CompareSettings, "compare runs: which is better, and is it more than chance",
+            "Compare runs with the first one, on the photos that all of them scored: differences with intervals (paired bootstrap over "
+            "products), better, worse or cannot tell, and how many labels it would take. Leaves a page with the photos on which they "
+            "disagree.",
+            ("compare first second", "compare first second third --out comparison.html"), ('runs',)),
+    Command('sweep', run_sweep, SweepSettings, "search for the best settings",
+            "Train with many settings, and score the best on products that no trial saw. The table [search] of a configuration file holds "
+            "what to try: titles = [true, false], or learning_rate = {low = 1e-4, high = 1e-2, log = true}. The same command continues a "
+            "sweep that was stopped. Needs the extra: pip install 'deep_fashion[sweep]'.",
+            ("sweep --config sweep.toml --name first", "sweep --config sweep.toml --name first --trials 60 --jobs 2")),
+    Command('bodies', run_bodies, BodiesSettings, "compare pretrained bodies: quality and speed",
+            "Fit the same linear probe on several frozen bodies, with the same photos, folds and crops: quality with a 95 % interval, "
+            "photos per second, size, and which one to take. Bodies whose weights cannot be had are skipped. A name such as a+b joins "
+            "the features of both.",
+            ("bodies --arch resnet18,resnet50,tf_efficientnet_lite0 --csv_path attributes.csv --img_dir images",
+             "bodies --arch resnet18,resnet18+tf_efficientnet_lite0 --csv_path attributes.csv --img_dir images --photos 600")),
     Command('evaluate', run_evaluate, EvaluateSettings, "score a tagger on labelled photos",
             "Tag labelled photos and compare: scores per attribute with a 95 % interval, beside the majority-class baseline. "
             "Missing labels are left out.",
@@ -268,18 +311,7 @@ COMMANDS = [
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
-            ("demo", "demo --out elsewhere")),
-    Command('runs', run_runs, RunsSettings, "list all runs with their scores and what differs between them",
-            "List the finished runs of a folder: date, scores with intervals, minutes, and the settings that differ. Leaves a page "
-            "(index.html) that sorts and filters in the browser, with links to the reports.",
-            ("runs --sort_by macro_f1", "runs --filter 'neck*,macro_f1>0.6'"),
-            parts=(Command('show', run_show, RunSettings, "describe one run", "Print the settings of a run, its scores, folds and files.",
-                           ("runs show first", "runs show elsewhere/first"), ('run',)),)),
-    Command('compare', run_compare, CompareSettings, "compare runs: which is better, and is it more than chance",
-            "Compare runs with the first one, on the photos that all of them scored: differences with intervals (paired bootstrap over "
-            "products), better, worse or cannot tell, and how many labels it would take. Leaves a page with the photos on which they "
-            "disagree.",
-            ("compare first second", "compare first second third --out comparison.html"), ('runs',))]
+            ("demo", "demo --out elsewhere"))]
 ALIASES = dict(test=['predict'])
 
 # %% ../nbs/98_cli.ipynb #5dea35b2
@@ -313,10 +345,10 @@ def with_config(
     return values
 
 # %% ../nbs/98_cli.ipynb #52078372
-def _called(command, config=None, show_config=False, **options):
+def _called(command, show_config=False, **options):
     "Run a command with what was given of its options."
     given = {name: value for name, value in options.items() if value is not None}
-    if command.settings is Settings: given = with_config(given, config)
+    if command.settings is Settings: given = with_config(given, given.pop('config', None))
     if not show_config: return command.run(command.settings(**given))
     # What has to be given for a run need not be there to be shown.
     Settings(**{**dict(run_name='a', csv_path='a', img_dir='a'), **given})

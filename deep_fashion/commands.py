@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
-           'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings']
+           'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings',
+           'BodiesSettings', 'SweepSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from .settings import CommandSettings, Words, common, option
+from pydantic import field_validator
+
+from .settings import CommandSettings, Settings, Size, Words, checked_run_name, common, option
+
 
 # %% ../nbs/06_commands.ipynb #dfd16255
 class AnalyzeSettings(CommandSettings):
@@ -147,3 +151,51 @@ class CompareSettings(CommandSettings):
 class DemoSettings(CommandSettings):
     "What the demo can be given."
     out: Path = option(Path('demo'), "new folder", metavar='DIR')
+
+class BodiesSettings(CommandSettings):
+    "What a comparison of bodies can be given."
+    arch: Words = option(..., "bodies of torchvision, timm (also hf-hub:USER/NAME), and joined ones: resnet18,resnet50,resnet18+resnet50",
+                         metavar='A,B,C+D')
+    csv_path: Path = common.csv_path
+    img_dir: Path = common.img_dir
+    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", metavar='DIR')
+    photos: int|None = option(None, "compare on so many labelled photos at most, whole products drawn at random (default: all)",
+                              metavar='N', ge=2)
+    names: Path|None = common.names
+    attributes: Words|None = common.attributes
+    title_column: str|None = common.title_column
+    group_column: str|None = common.group_column
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    labels_map: Path|None = common.labels_map
+    catch_all: str|dict[str, str] = Settings.model_fields['catch_all']
+    crops: Literal['whole', 'garment'] = option('garment', "whole: the photo; garment: also its upper half, collar and chest, enlarged",
+                                                'model', ('--views',))
+    size: Size|None = Settings.model_fields['size']
+    folds: int|None = option(None, "parts of the products for cross-validation (default: 5)", 'validation', metavar='N', ge=2)
+    random_seed: int = common.random_seed
+    batch_size: int = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=2, le=2**16)
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16
+
+# %% ../nbs/06_commands.ipynb #43fae03d
+class SweepSettings(CommandSettings):
+    "What a search over settings can be given."
+    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", metavar='TOML')
+    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", metavar='NAME')
+    trials: int|None = option(None, "trials in all, those of earlier calls included (default: 20; of a grid, all combinations)",
+                              metavar='N', ge=1, le=100_000)
+    jobs: int = option(1, "trials at the same time, each in a process of its own", metavar='N', ge=1, le=64)
+    method: Literal['tpe', 'random', 'grid'] = option(
+        'tpe', "tpe: where earlier trials were good; random: anywhere; grid: every combination", 'training')
+    seconds: float|None = option(None, "start no further trial after this time", 'training', metavar='X', gt=0)
+    seed: int = option(42, "the same seed gives the same trials, with one job", 'training', metavar='N', ge=0, lt=2**32)
+    test_pct: float = option(.2, "share of the products that no trial sees, for an honest score of the best one", 'validation',
+                             metavar='X', gt=0, lt=1)
+    sweeps_dir: Path = option(Path('sweeps'), "folder of all sweeps", 'output', metavar='DIR')
+
+    @field_validator('name')
+    @classmethod
+    def _is_part_of_a_path(cls, name): return checked_run_name(name, 'name')

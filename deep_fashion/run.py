@@ -173,7 +173,8 @@ def check_resumed(
     settings:Settings, # The settings it should continue with
 ) -> None:
     "Raises `InputError` if settings or table have changed."
-    config, now = run.config, settings.model_dump(mode='json', exclude={'resume'})
+    # What is logged elsewhere changes no result.
+    config, now = run.config, settings.model_dump(mode='json', exclude={'resume', 'tracker'})
     changed = [name for name, value in now.items() if config['settings'].get(name) != value]
     if changed:
         found = shorten_list(f"{name} {config['settings'].get(name)}" for name in changed)

@@ -195,10 +195,11 @@ class common:
 # %% ../nbs/01_settings.ipynb #c01ebd71
 def checked_run_name(
     name:str, # Of a run
+    setting:str='run_name', # The setting it was given as
 ) -> str: # The same
     "Raises `InputError` if `name` cannot be the name of a folder."
     if not name.strip('.') or not all(c.isalnum() or c in '-_.' for c in name) or len(name.encode()) > 200:
-        raise InputError(f"run_name {name[:50]!r}: use letters, digits, '-', '_' and '.', at most 200 of them")
+        raise InputError(f"{setting} {name[:50]!r}: use letters, digits, '-', '_' and '.', at most 200 of them")
     return name
 
 class _Everyday(CommandSettings):
@@ -209,8 +210,8 @@ class _Everyday(CommandSettings):
     names: Path|None = common.names
     epochs: int|None = option(None, "epochs with all layers (default: none with pretrained weights, where a linear probe is fitted; "
                                     "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
-    arch: str|None = option(None, "architecture of torchvision or timm (default: resnet18; without a network tf_efficientnet_lite0, "
-                                  "whose weights are installed)", metavar='NAME')
+    arch: str|None = option(None, "architecture of torchvision or timm, also hf-hub:USER/NAME; a+b joins several (default: resnet18; "
+                                  "without a network tf_efficientnet_lite0, whose weights are installed)", metavar='NAME')
 
     @field_validator('run_name')
     @classmethod

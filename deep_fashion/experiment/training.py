@@ -27,6 +27,7 @@ from ..metrics.calibration import confidences_of, fit_temperatures
 from ..metrics.scores import detailed_scores, score_table
 from ..train.learner import AttributeLearner
 from ..train.checkpoint import check_checkpoint
+from ..train.tracking import ended_with_block
 from ..evaluate.interpretation import predictions_table
 from ..evaluate.label_audit import checked_predictions
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
@@ -38,6 +39,7 @@ from ..predict.tagger import load_tagger
 from ..predict.evidence import combine_titles, learn_titles
 from .plan import TrainingPlan, training_plan
 from .recipes import Outcome, Training, follow_plan, new_learner
+from .tracking import log_results, log_start, run_trackers
 
 # %% ../../nbs/87_experiment.training.ipynb #5c237586
 def start_training(
@@ -220,12 +222,16 @@ def train_tagger(
         if settings.resume:
             check_resumed(run, settings)
             check_checkpoints(run, settings)
-        # A run that has its model was stopped while its report was drawn.
-        data, map_seconds, started = None, None, time.perf_counter()
-        with minutes_noted(run):
-            if not run.file('model').exists():
-                training, learn = start_training(settings, run)
-                keep_results(training, learn, follow_plan(training, learn))
-                data, map_seconds = training.data, _MAP_SHARE*(time.perf_counter() - started)
-            if settings.report: write_report(run, data, map_seconds)
+        with ended_with_block(run_trackers(run, settings)) as trackers, minutes_noted(run): _train(settings, run, trackers)
     return run
+
+def _train(settings, run, trackers):
+    # A run that has its model was stopped while its report was drawn.
+    data, map_seconds, started = None, None, time.perf_counter()
+    if not run.file('model').exists():
+        training, learn = start_training(settings, run)
+        log_start(trackers, training)
+        keep_results(training, learn, follow_plan(training, learn))
+        data, map_seconds = training.data, _MAP_SHARE*(time.perf_counter() - started)
+    if settings.report: write_report(run, data, map_seconds)
+    log_results(trackers, run)
