@@ -15,7 +15,7 @@ from .colours import BLUE, GREY, ORANGE
 from .html import PAGE_STYLE, inline_svg, page_template
 
 # %% ../../nbs/75_report.bodies_page.ipynb #53b345df
-_HEIGHT, _WIDTH = 11, 5.2 # of a line of text and of a letter, in points
+_HEIGHT, _WIDTH = 10, 4.6 # of a line of text and of a letter, in points
 
 def _free_places(points, names, width):
     "Where the name of each point is written, in points, so that no two overlap: above to the right, or below to the left near the edge."
@@ -24,7 +24,7 @@ def _free_places(points, names, width):
         (x, y), length = points[i], _WIDTH*len(names[i])
         is_right = x + 8 + length < width or x < length + 8
         # The efficient front falls to the right.
-        start, y = (x + 6, y + 7) if is_right else (x - 9 - length, y - 7)
+        start, y = (x + 9, y + 8) if is_right else (x - 9 - length, y - 8)
         while any(abs(y - other_y) < _HEIGHT and start < end and other < start + length for other, end, other_y in taken): y -= 2
         taken.append((start, start + length, y))
         places[i] = start - points[i][0], y - points[i][1]
