@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test', 'run_tag', 'run_evaluate',
-           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_runs', 'run_show', 'run_compare', 'run_bodies',
-           'run_demo', 'run_sweep', 'with_config', 'command_line', 'main']
+           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -26,6 +25,7 @@ with handling_stops():
     from deep_fashion.core import InputError, counted, shorten_list
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
+    from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
                                        EvaluateSettings, ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings,
@@ -193,56 +193,11 @@ def run_serve(settings:ServeSettings) -> int:
     server.wait(f"photos are tagged at {server.url}/tag until you press Ctrl-C; described at {server.url}/openapi.json")
     return 0
 
-def run_runs(settings:RunsSettings) -> int:
-    "List all runs."
-    from deep_fashion.experiment.runs import runs, runs_page
-    from deep_fashion.report.runs_page import runs_as_text
-    table = runs(settings)
-    print(runs_as_text(table) if len(table) else f"no run fits {','.join(settings.filter)}")
-    # The list is of use without its page.
-    try: print(f"look at {runs_page(settings.runs_dir, settings.sort_by)}", file=sys.stderr)
-    except (InputError, OSError) as e: warnings.warn(f"no page of all runs: {e}", stacklevel=2)
-    return 0
-
-def run_show(settings:RunSettings) -> int:
-    "Describe a run."
-    from deep_fashion.experiment.runs import find_run, run_as_text
-    print(run_as_text(find_run(settings.run, settings.runs_dir)))
-    return 0
-
-def run_compare(settings:CompareSettings) -> int:
-    "Compare runs."
-    from deep_fashion.experiment.comparison import compare_runs
-    comparison, page = compare_runs(settings)
-    for note in comparison.notes: print(note)
-    print(f"\n{comparison}\n\n{comparison.method}")
-    print(f"look at {page}", file=sys.stderr)
-def run_bodies(settings:BodiesSettings) -> int:
-    "Compare frozen bodies."
-    from deep_fashion.experiment.bodies import bodies
-    from deep_fashion.report.bodies_page import bodies_as_text
-    try: found = bodies(settings)
-    except KeyboardInterrupt:
-        kept = (settings.out/'results').is_dir()
-        raise KeyboardInterrupt("stopped; finished bodies are kept, the same command continues" if kept else '') from None
-    print(bodies_as_text(found))
-    print(f"\n{found.attrs['advice']}\nlook at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
-    return 0
-
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
     from deep_fashion.experiment.demo import demo
     print_run(demo(settings))
     print(f"a further photo and its tags: {settings.out/'labelled.png'}, {settings.out/'photo.csv'}")
-    return 0
-
-# %% ../nbs/98_cli.ipynb #e5c47c59
-def run_sweep(settings:SweepSettings) -> int:
-    "Search over settings."
-    from deep_fashion.experiment.search_result import sweep_as_text
-    from deep_fashion.experiment.sweep import sweep
-    try: print(sweep_as_text(sweep(settings)))
-    except KeyboardInterrupt: raise KeyboardInterrupt("stopped; finished trials are kept, the same command continues") from None
     return 0
 
 # %% ../nbs/98_cli.ipynb #1b8bca95
