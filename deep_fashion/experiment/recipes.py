@@ -70,7 +70,7 @@ def new_learner(
     dls = attribute_dls(replace(data.table, rows=rows), settings.missing, plan.size, settings.batch_size,
                         cache=settings.photo_cache and not (plan.linear_probe or settings.plain), num_workers=settings.num_workers)
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions.get(a, 0.) for a in dls.vocab.attributes])
-    speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants)
+    speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants, feature_store=settings.photo_cache)
     return attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.linear_probe,
                              plain=settings.plain, speed=speed, loss_func=loss)
 

@@ -18,6 +18,7 @@ from ..data.vocab import mask_missing
 from ..model.precision import fast_inference
 from ..model.network import inference_features
 from ..metrics.calibration import fit_temperatures
+from .feature_store import feature_store
 from .learner import AttributeLearner
 from .linear_head import FeatureSpace, HeadData, LinearHead, choose_head, read_head, write_head
 
@@ -26,15 +27,24 @@ def extract_features(
     learn:AttributeLearner, # Its body computes the features
     rows:pd.DataFrame, # With the column `filename`
 ) -> np.ndarray: # Shape (photos, n_features), float32
-    "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation."
-    dl = learn.dls.test_dl(rows)
-    model, found = learn.model.eval(), []
-    bar = tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False)
-    with bar, torch.no_grad(), fast_inference(dl.device, learn.bfloat16):
-        for (photos,) in dl:
-            found.append(inference_features(model, photos.as_subclass(torch.Tensor)).float().cpu().numpy())
-            bar.update(len(photos))
-    return np.concatenate(found)
+    "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation; those of known photos are read."
+    learn.model.eval()
+    store = feature_store(learn, learn.dls.test_dl(rows))
+    found = store.read() if store else [None]*len(rows)
+    missing = [i for i, features in enumerate(found) if features is None]
+    for i, features in zip(missing, _computed_features(learn, rows.iloc[missing])):
+        found[i] = features
+        if store: store.write(i, features)
+    return np.stack(found)
+
+def _computed_features(learn, rows):
+    if rows.empty: return
+    with tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False) as bar:
+        for (photos,) in learn.dls.test_dl(rows):
+            with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
+                features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
+            yield from features
+            bar.update(len(features))
 
 def head_logits(
     learn:AttributeLearner, # Its heads compute the logits
