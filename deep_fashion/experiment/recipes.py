@@ -25,6 +25,7 @@ from ..model.network import EnsembleModel
 from ..model.loss import AttributeLoss
 from ..metrics.scores import score_table
 from ..train.learner import AttributeLearner, attribute_learner, majority_classes
+from ..train.linear_head import PENALTIES
 from ..train.linear_probe import ProbeData, cross_validate_probe, extract_features, fit_linear_probe, head_logits
 from ..train.checkpoint import RunCheckpoint, load_checkpoint
 from ..train.schedule import find_learning_rate, fit_phases, training_phases
@@ -90,12 +91,13 @@ def fit_probe(
     data = training.data
     if data.titles is None: data = data.subset(data.rows[data.table.attributes].notna().any(axis=1))
     probe = ProbeData(extract_features(learn, data.rows), data.rows, data.products, data.titles)
+    penalties = (training.settings.penalty,) if training.settings.penalty else PENALTIES
     if data.folds > 1:
-        choices, logits = cross_validate_probe(learn, probe, data.rows.fold.to_numpy())
+        choices, logits = cross_validate_probe(learn, probe, data.rows.fold.to_numpy(), penalties=penalties)
         learn.majority, validation = majority_classes(data.rows, learn.vocab), data
     else:
         train, valid = np.flatnonzero(~data.rows.is_valid), np.flatnonzero(data.rows.is_valid)
-        choices, _ = fit_linear_probe(learn, probe.subset(train))
+        choices, _ = fit_linear_probe(learn, probe.subset(train), penalties=penalties)
         logits = head_logits(learn, probe.features[valid])/learn.model.output_temperatures().cpu()
         validation = data.subset(data.rows.is_valid)
     return Outcome(logits, validation, fold_history(learn, logits, validation.rows), dict(heads=_as_records(choices)))
