@@ -75,7 +75,7 @@ def test_other_settings_use_the_same_features(probe):
 
 def test_a_changed_photo_and_damaged_files_are_computed_again(probe):
     first = probe("first")
-    photo = probe.images / "shirt-00001-2.jpg"
+    photo = probe.images / "shirt-00002-1.jpg"
     with Image.open(photo) as opened: content = opened.convert("RGB").rotate(180)
     times = photo.stat()
     content.save(photo)
