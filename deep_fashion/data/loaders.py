@@ -105,8 +105,9 @@ class PhotoDL(TfmdDL):
     def items_are_fixed(self) -> bool:
         "Whether an item is the same each time it is loaded: no step is unknown, and none is random."
         if self.squish is None or any(_is_replaced(self, name) for name in _METHODS): return False
-        photo, labels = (tuple(map(type, tl.tfms.fs)) for tl in self.dataset.tls)
-        known = photo in ((PhotoPath, OpenPhoto), (OpenPhoto,)) and labels == (RowLabels, EncodeAttributes)
+        photo, *labels = (tuple(map(type, tl.tfms.fs)) for tl in self.dataset.tls)
+        # Photos to be tagged have no labels.
+        known = photo in ((PhotoPath, OpenPhoto), (OpenPhoto,)) and labels in ([], [(RowLabels, EncodeAttributes)])
         return known and not self.before_batch.fs and {type(step) for step in self.after_item.fs} <= {Squish, ToTensor}
 
     def in_table_order(self) -> "PhotoDL":

@@ -6,21 +6,14 @@
 __all__ = ['resized', 'Squish', 'PixelCache']
 
 # %% ../../nbs/26_data.pixel_cache.ipynb #2a3a1a2d
-import hashlib
-import os
-import shutil
-import zlib
-from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.torch_core import TensorImage
-from fastcore.basics import patch
 from fasttransform import DisplayedTransform
 from PIL import Image
-from platformdirs import user_cache_path
 
-from ..core import InputError
+from .file_cache import FileCache
 
 # %% ../../nbs/26_data.pixel_cache.ipynb #8798eddf
 def resized(
@@ -40,82 +33,38 @@ class Squish(DisplayedTransform):
     def encodes(self, photo:Image.Image): return TensorImage(resized(photo, self.size))
 
 # %% ../../nbs/26_data.pixel_cache.ipynb #3667c78b
-_LAYOUT = 2 # to be increased when the way of resizing or the file format changes
-_MAX_BYTES = 20*2**30
-
-class PixelCache:
+class PixelCache(FileCache):
     "Photos of one size as files of pixels, in a folder of limited size."
     def __init__(self,
         size:tuple, # Height and width in pixels
         folder=None, # The folder of the files (default: in the user's cache folder)
         max_bytes:int=None, # Largest size of the folder (default: 20 GiB, at most half of the free space)
     ):
-        self.size, self.folder = tuple(size), Path(folder or user_cache_path('deep_fashion')/'photos')
-        try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InputError(f"{self.folder}: photos cannot be cached there ({e.strerror})") from e
-        self.max_bytes = max_bytes or min(_MAX_BYTES, shutil.disk_usage(self.folder).free//2 + _bytes_in(self.folder))
-        self.photo_bytes = 3*self.size[0]*self.size[1]
+        super().__init__(folder, 'photos', max_bytes)
+        self.size, self.photo_bytes = tuple(size), 3*size[0]*size[1]
 
     def key(self,
         path, # A photo
     ) -> str|None:
         "The name of the file for the pixels of `path`; None if there is no such photo."
-        try: stat = os.stat(path)
-        except OSError: return None
-        facts = (_LAYOUT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, self.size)
-        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        return self.key_of(path, self.size)
 
-def _bytes_in(folder): return sum(entry.stat().st_size for entry in os.scandir(folder))
+    def read(self,
+        key:str, # As `PixelCache.key` returns it
+    ) -> torch.Tensor|None: # Shape (3, height, width), uint8
+        "The pixels stored under `key`; None if there are none, or they are not what was stored."
+        stored = self.load(key, self.photo_bytes)
+        return None if stored is None else torch.from_numpy(stored).view(*self.size, 3).permute(2, 0, 1)
 
-# %% ../../nbs/26_data.pixel_cache.ipynb #b0fc6f81
-@patch
-def read(self:PixelCache,
-    key:str, # As `PixelCache.key` returns it
-) -> torch.Tensor|None: # Shape (3, height, width), uint8
-    "The pixels stored under `key`; None if there are none, or the file is incomplete."
-    # Copy on write, so that changes of the pixels do not reach the file.
-    try: stored = np.memmap(self.folder/key, np.uint8, mode='c')
-    except (OSError, ValueError): return None
-    if len(stored) != self.photo_bytes + 4: return None
-    if zlib.crc32(stored[:-4]) != int.from_bytes(stored[-4:].tobytes(), 'little'): return None
-    return torch.from_numpy(stored[:-4]).view(*self.size, 3).permute(2, 0, 1)
+    def write(self,
+        key:str, # As `PixelCache.key` returns it
+        pixels:torch.Tensor, # Shape (3, height, width), uint8
+    ) -> None:
+        "Store `pixels` under `key`. Has no effect if they cannot be written."
+        self.store(key, np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
-@patch
-def write(self:PixelCache,
-    key:str, # As `PixelCache.key` returns it
-    pixels:torch.Tensor, # Shape (3, height, width), uint8
-) -> None:
-    "Store `pixels` under `key`. Has no effect if they cannot be written."
-    data = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    temporary = self.folder/f'{key}.{os.getpid()}'
-    try:
-        with open(temporary, 'wb') as f: f.write(data), f.write(zlib.crc32(data).to_bytes(4, 'little'))
-        temporary.replace(self.folder/key)
-    # A full disk must not stop the training: the photo is opened again next time.
-    except OSError: temporary.unlink(missing_ok=True)
-
-# %% ../../nbs/26_data.pixel_cache.ipynb #1bde8d20
-@patch
-def make_room(self:PixelCache,
-    paths:list, # The photos of a run
-) -> list: # The key of each photo, None where it is not to be stored
-    "Delete the least recently used files until the photos of a run fit."
-    keys = [self.key(path) for path in paths]
-    stored = {entry.name: entry.stat() for entry in os.scandir(self.folder)}
-    wanted = dict.fromkeys(key for key in keys if key)
-    for key in wanted.keys() & stored.keys(): _touch(self.folder/key)
-    missing = [key for key in wanted if key not in stored]
-    room = self.max_bytes - sum(stat.st_size for stat in stored.values()) - len(missing)*(self.photo_bytes + 4)
-    for name, stat in sorted(stored.items(), key=_last_used):
-        if room >= 0: break
-        if name in wanted: continue
-        (self.folder/name).unlink(missing_ok=True)
-        room += stat.st_size
-    too_many = -(min(room, 0)//(self.photo_bytes + 4)) # rounded up
-    left_out = set(missing[max(len(missing) - too_many, 0):])
-    return [None if key in left_out else key for key in keys]
-
-def _last_used(item): return item[1].st_mtime_ns
-def _touch(path):
-    try: os.utime(path)
-    except OSError: pass
+    def make_room(self,
+        paths:list, # The photos of a run
+    ) -> list: # The key of each photo, None where it is not to be stored
+        "Delete the least recently used files until the photos of a run fit."
+        return self.make_room_for([self.key(path) for path in paths], self.photo_bytes)

@@ -9,17 +9,20 @@ __all__ = ['title_words', 'wilson_lower_bound', 'indicative_words', 'TitleWords'
 # %% ../../nbs/18_data.titles.ipynb #8918959a
 import re
 from collections import Counter, defaultdict
+from functools import lru_cache
+from operator import itemgetter
 import numpy as np
 import pandas as pd
 
 # %% ../../nbs/18_data.titles.ipynb #0390a449
+@lru_cache(2**16) # the same titles are read once per fold
 def title_words(
     title:str, # A title, or a file name that contains one
-) -> set:
+) -> frozenset:
     "The words of `title` and the pairs of neighbouring words, in lower case."
     words = re.split(r'[^a-z]+', re.sub(r'\.\w{1,5}$', '', title).lower())
     words = [w for w in words if len(w) > 2 and not re.fullmatch('[a-f]+', w)]
-    return {*words, *map(' '.join, zip(words, words[1:]))}
+    return frozenset([*words, *map(' '.join, zip(words, words[1:]))])
 
 # %% ../../nbs/18_data.titles.ipynb #9a94cb50
 def wilson_lower_bound(
@@ -46,9 +49,10 @@ def indicative_words(
             for word in title_words(title): counts[word][label] += 1
     found = []
     for word, by_label in counts.items():
-        (label, photos), total = by_label.most_common(1)[0], by_label.total()
-        if photos >= min_photos: found.append((word, label, photos, float(wilson_lower_bound(photos, total))))
+        label, photos = max(by_label.items(), key=itemgetter(1))
+        if photos >= min_photos: found.append((word, label, photos, by_label.total()))
     words = pd.DataFrame(found, columns=['word', 'label', 'photos', 'precision'])
+    words['precision'] = wilson_lower_bound(words.photos, words.precision)
     words = words[(words.precision >= min_precision) & (words.precision > words.label.map(shares).astype(float))]
     return words.sort_values(['label', 'precision', 'word'], ascending=[True, False, True]).reset_index(drop=True)
 

@@ -25,6 +25,7 @@ from ..model.network import EnsembleModel
 from ..model.loss import AttributeLoss
 from ..metrics.scores import score_table
 from ..train.learner import AttributeLearner, attribute_learner, majority_classes
+from ..train.linear_head import PENALTIES
 from ..train.linear_probe import ProbeData, cross_validate_probe, extract_features, fit_linear_probe, head_logits
 from ..train.checkpoint import RunCheckpoint, load_checkpoint
 from ..train.schedule import find_learning_rate, fit_phases, training_phases
@@ -70,7 +71,7 @@ def new_learner(
     dls = attribute_dls(replace(data.table, rows=rows), settings.missing, plan.size, settings.batch_size,
                         cache=settings.photo_cache and not (plan.linear_probe or settings.plain), num_workers=settings.num_workers)
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions.get(a, 0.) for a in dls.vocab.attributes])
-    speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants)
+    speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants, feature_store=settings.photo_cache)
     return attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.linear_probe,
                              plain=settings.plain, speed=speed, loss_func=loss)
 
@@ -90,12 +91,13 @@ def fit_probe(
     data = training.data
     if data.titles is None: data = data.subset(data.rows[data.table.attributes].notna().any(axis=1))
     probe = ProbeData(extract_features(learn, data.rows), data.rows, data.products, data.titles)
+    penalties = (training.settings.penalty,) if training.settings.penalty else PENALTIES
     if data.folds > 1:
-        choices, logits = cross_validate_probe(learn, probe, data.rows.fold.to_numpy())
+        choices, logits = cross_validate_probe(learn, probe, data.rows.fold.to_numpy(), penalties=penalties)
         learn.majority, validation = majority_classes(data.rows, learn.vocab), data
     else:
         train, valid = np.flatnonzero(~data.rows.is_valid), np.flatnonzero(data.rows.is_valid)
-        choices, _ = fit_linear_probe(learn, probe.subset(train))
+        choices, _ = fit_linear_probe(learn, probe.subset(train), penalties=penalties)
         logits = head_logits(learn, probe.features[valid])/learn.model.output_temperatures().cpu()
         validation = data.subset(data.rows.is_valid)
     return Outcome(logits, validation, fold_history(learn, logits, validation.rows), dict(heads=_as_records(choices)))

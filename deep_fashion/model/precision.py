@@ -64,3 +64,4 @@ class Speed:
     channels_last:bool = True # Store the channels of a pixel side by side
     freed_memory:bool = True # Reuse freed memory, see `keep_freed_memory`
     feature_variants:int = 4 # Augmented variants of each photo in the feature cache of a frozen body; 0: no feature cache
+    feature_store:bool = True # Keep features of a frozen body for later runs, in the user's cache folder

@@ -6,11 +6,15 @@
 __all__ = ['extract_features', 'head_logits', 'ProbeData', 'fit_linear_probe', 'cross_validate_probe']
 
 # %% ../../nbs/54_train.linear_probe.ipynb #a60d7e16
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..data.titles import cross_validate_titles
@@ -18,23 +22,33 @@ from ..data.vocab import mask_missing
 from ..model.precision import fast_inference
 from ..model.network import inference_features
 from ..metrics.calibration import fit_temperatures
+from .feature_store import feature_store
 from .learner import AttributeLearner
-from .linear_head import FeatureSpace, HeadData, LinearHead, choose_head, read_head, write_head
+from .linear_head import PENALTIES, FeatureSpace, HeadData, LinearHead, choose_head, read_head, write_head
 
 # %% ../../nbs/54_train.linear_probe.ipynb #89ae7871
 def extract_features(
     learn:AttributeLearner, # Its body computes the features
     rows:pd.DataFrame, # With the column `filename`
 ) -> np.ndarray: # Shape (photos, n_features), float32
-    "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation."
-    dl = learn.dls.test_dl(rows)
-    model, found = learn.model.eval(), []
-    bar = tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False)
-    with bar, torch.no_grad(), fast_inference(dl.device, learn.bfloat16):
-        for (photos,) in dl:
-            found.append(inference_features(model, photos.as_subclass(torch.Tensor)).float().cpu().numpy())
-            bar.update(len(photos))
-    return np.concatenate(found)
+    "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation; those of known photos are read."
+    learn.model.eval()
+    store = feature_store(learn, learn.dls.test_dl(rows))
+    found = store.read() if store else [None]*len(rows)
+    missing = [i for i, features in enumerate(found) if features is None]
+    for i, features in zip(missing, _computed_features(learn, rows.iloc[missing])):
+        found[i] = features
+        if store: store.write(i, features)
+    return np.stack(found)
+
+def _computed_features(learn, rows):
+    if rows.empty: return
+    with tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False) as bar:
+        for (photos,) in learn.dls.test_dl(rows):
+            with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
+                features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
+            yield from features
+            bar.update(len(features))
 
 def head_logits(
     learn:AttributeLearner, # Its heads compute the logits
@@ -55,7 +69,7 @@ class ProbeData:
 
     def __post_init__(self):
         self.rows, self.groups = self.rows.reset_index(drop=True), np.asarray(self.groups)
-        self.titles = None if self.titles is None else pd.Series(list(self.titles))
+        self.titles = None if self.titles is None else pd.Series(list(self.titles), dtype=object)
 
     def __len__(self): return len(self.rows)
 
@@ -71,27 +85,42 @@ def fit_linear_probe(
     learn:AttributeLearner, # Its heads are replaced
     data:ProbeData, # The photos to fit them on
     balanced:bool=True, # Give all classes of an attribute the same total weight
+    penalties:tuple=PENALTIES, # Strengths of regularisation to choose from, as scikit-learn's `C`
 ) -> tuple: # A data frame with a row per attribute (what was chosen), and out-of-fold logits (photos, sum of sizes)
     "Fit every head by cross-validated logistic regression, and its temperature."
-    vocab, model = learn.vocab, learn.model
-    targets = mask_missing(vocab.encode_rows(data.rows), vocab).numpy()
-    space, summaries, logits = FeatureSpace(data.features), [], []
-    coordinates = space(data.features)
-    for i, (attribute, head) in enumerate(tqdm(list(zip(vocab.attributes, model.heads)), desc='fitting heads', leave=False)):
-        of_head = HeadData(coordinates, targets[:, i], vocab.classes[attribute], data.titles, balanced)
-        linear_head, of_attribute, summary = _fit_attribute(of_head, data, attribute)
-        write_head(head, space.mean, space.deviation, linear_head._replace(coefficients=space.weights(linear_head.coefficients)))
-        logits.append(torch.from_numpy(of_attribute).float())
-        summaries.append(dict(attribute=attribute, **summary))
-    logits = torch.cat(logits, 1)
-    model.temperatures.copy_(torch.tensor(fit_temperatures(logits, torch.from_numpy(targets), vocab.sizes)))
-    return pd.DataFrame(summaries).set_index('attribute'), logits
+    return _write(learn.model, _fit(learn.vocab, data, balanced, penalties))
 
-def _fit_attribute(of_head, data, attribute):
+class _Fitted(NamedTuple):
+    "The heads of all attributes, and how they were chosen."
+    space: FeatureSpace # Of the photos
+    heads: list # A `LinearHead` per attribute
+    summaries: pd.DataFrame # What was chosen, a row per attribute
+    logits: torch.Tensor # Out of fold (photos, sum of sizes)
+    temperatures: list # One per attribute
+
+def _fit(vocab, data, balanced, penalties):
+    "All heads, as `_Fitted`."
+    targets, space = mask_missing(vocab.encode_rows(data.rows), vocab), FeatureSpace(data.features)
+    coordinates = space.coordinates if space.is_all else space(data.features)
+    of_heads = [HeadData(coordinates, o.numpy(), vocab.classes[a], data.titles, balanced) for a, o in zip(vocab.attributes, targets.T)]
+    heads, logits, summaries = zip(*(_fit_attribute(o, data, a, penalties) for a, o in zip(vocab.attributes, of_heads)))
+    logits = torch.cat([torch.from_numpy(o).float() for o in logits], 1)
+    summaries = pd.DataFrame(summaries, index=pd.Index(vocab.attributes, name='attribute'))
+    return _Fitted(space, heads, summaries, logits, fit_temperatures(logits, targets, vocab.sizes))
+
+def _write(model, fitted):
+    "Write heads and temperatures into `model`."
+    space = fitted.space
+    for head, o in zip(model.heads, fitted.heads):
+        write_head(head, space.mean, space.deviation, o._replace(coefficients=space.weights(o.coefficients)))
+    model.temperatures.copy_(torch.tensor(fitted.temperatures))
+    return fitted.summaries, fitted.logits
+
+def _fit_attribute(of_head, data, attribute, penalties):
     "The head with the best choice, its out-of-fold logits, and a summary."
     titles = dict(coverage=0., precision=None)
     if data.titles is not None: titles = cross_validate_titles(data.titles, data.rows[attribute], data.groups)
-    choice, everything = choose_head(of_head, data.groups, titles['precision']), np.arange(len(data))
+    choice, everything = choose_head(of_head, data.groups, titles['precision'], penalties), np.arange(len(data))
     labels, weights = of_head.fill(everything, choice.title_weight)
     n_labels = int((of_head.labels >= 0).sum())
     summary = dict(labels=n_labels, title_labels=int((labels >= 0).sum()) - n_labels, title_coverage=titles['coverage'],
@@ -104,13 +133,14 @@ def cross_validate_probe(
     data:ProbeData, # The photos to fit them on
     fold:np.ndarray, # The fold of each photo, as `assign_folds` returns it
     balanced:bool=True, # Give all classes of an attribute the same total weight
+    penalties:tuple=PENALTIES, # Strengths of regularisation to choose from, as scikit-learn's `C`
 ) -> tuple: # A data frame with a row per fold and attribute (what was chosen), and calibrated out-of-fold logits (photos, sum of sizes)
     "Fit the heads once per fold, predict the photos of the fold, and write the average of the heads into `learn`."
     model, choices, heads = learn.model.eval(), [], []
     logits, calibrated = torch.zeros(2, len(data), sum(model.sizes))
-    for i in range(fold.max() + 1):
-        test = np.flatnonzero(fold == i)
-        chosen, _ = fit_linear_probe(learn, data.subset(np.flatnonzero(fold != i)), balanced)
+    def fit(i): return _fit(learn.vocab, data.subset(np.flatnonzero(fold != i)), balanced, penalties)
+    for i, fitted in enumerate(_side_by_side(fit, fold.max() + 1, data.features.nbytes)):
+        test, chosen = np.flatnonzero(fold == i), _write(model, fitted)[0]
         logits[test] = head_logits(learn, data.features[test])
         calibrated[test] = logits[test]/model.output_temperatures().cpu()
         choices.append(chosen.reset_index().assign(fold=i))
@@ -119,6 +149,16 @@ def cross_validate_probe(
     targets = mask_missing(learn.vocab.encode_rows(data.rows), learn.vocab)
     model.temperatures.copy_(torch.tensor(fit_temperatures(logits, targets, model.sizes)))
     return pd.concat(choices).set_index(['fold', 'attribute']), calibrated
+
+_MAX_BYTES = 2**30 # of the features of folds that are fitted at the same time
+
+def _side_by_side(fit, n, n_bytes):
+    "The results of `fit` for every fold, in order. Each fold has one thread, so the number of cores changes no result."
+    at_once = max(1, min(os.cpu_count() or 1, n, _MAX_BYTES//max(n_bytes, 1)))
+    with threadpool_limits(1), ThreadPoolExecutor(at_once) as pool:
+        folds = [pool.submit(fit, i) for i in range(n)]
+        try: yield from (future.result() for future in tqdm(folds, desc='fitting heads', unit=' folds', leave=False))
+        finally: pool.shutdown(cancel_futures=True)
 
 def _write_average(model, heads, features):
     "Write the average of `heads` (a list per fold) into `model`."
