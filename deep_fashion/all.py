@@ -18,6 +18,7 @@ from .pickled_objects import *
 from .pickled_numbers import *
 from .pickles import *
 from .text import *
+from .data.file_cache import *
 from .data.photo_memory import *
 from .data.csv_dialect import *
 from .data.photo import *
@@ -58,6 +59,7 @@ from .metrics.paired import *
 from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
+from .train.feature_store import *
 from .train.learner import *
 from .train.linear_head import *
 from .train.linear_probe import *

@@ -191,7 +191,8 @@ class SweepSettings(CommandSettings):
     method: Literal['tpe', 'random', 'grid'] = option(
         'tpe', "tpe: where earlier trials were good; random: anywhere; grid: every combination", 'training')
     seconds: float|None = option(None, "start no further trial after this time", 'training', metavar='X', gt=0)
-    seed: int = option(42, "the same seed gives the same trials, with one job", 'training', metavar='N', ge=0, lt=2**32)
+    random_seed: int = option(42, "the same seed sets the same products aside and, with one job, tries the same", 'training', metavar='N',
+                              ge=0, lt=2**32)
     test_pct: float = option(.2, "share of the products that no trial sees, for an honest score of the best one", 'validation',
                              metavar='X', gt=0, lt=1)
     sweeps_dir: Path = option(Path('sweeps'), "folder of all sweeps", 'output', metavar='DIR')

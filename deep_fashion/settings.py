@@ -260,6 +260,8 @@ class _Training(_Model):
     learning_rate: float|None = option(None, "highest learning rate of the heads (default: found by lr_find)", 'training', ('-lr',),
                                        metavar='X', gt=0, lt=10)
     resume: bool = option(False, "continue a run that was stopped; only --run_name has to be given again", 'training', saved=False)
+    penalty: float|None = option(None, "regularisation of the linear probe, as scikit-learn's C: smaller is stronger (default: the best of "
+                                       "0.01, 0.03 and 0.1 in cross-validation)", 'training', metavar='X', gt=0, le=1e6)
 
 # %% ../nbs/01_settings.ipynb #eb9e285d
 class _Validation(_Training):
@@ -280,7 +282,7 @@ class _Output(_Validation):
 class Settings(_Output):
     "Everything that training can be given."
     num_workers: int|None = common.num_workers
-    photo_cache: bool = option(True, "keep resized photos for later epochs and runs", 'speed')
+    photo_cache: bool = option(True, "keep resized photos and features of a frozen body for later epochs and runs", 'speed')
     feature_variants: int = option(4, "augmented variants of each photo whose features are kept while the body is frozen; "
                                       "0: computed in every epoch", 'speed', metavar='N', ge=0)
     bfloat16: bool|None = common.bfloat16

@@ -72,5 +72,5 @@ def test_readme_names_every_module_and_file_of_a_run():
 
 def test_all_brings_every_module_but_the_faces():
     assert {imported for imported, _ in imports_of("all")} == {
-        module for module in MODULES if not module.startswith("app.") and module not in ("cli", "all")
+        module for module in MODULES if not module.startswith(("app.", "cli")) and module not in ("options", "all")
     }

@@ -50,6 +50,9 @@ def training_plan(
     "The plan of a new run. Raises `InputError` if settings contradict each other."
     linear_probe = settings.has_weights and settings.epochs is None and settings.missing == 'mask'
     split = [name for name in ('valid_pct', 'valid_column', 'valid_csv') if getattr(settings, name)]
+    if settings.penalty and not linear_probe:
+        raise InputError(f"penalty {settings.penalty:g}: is for the linear probe, which is fitted with pretrained weights, "
+                         "without epochs, and with missing labels masked")
     folds = settings.folds or (5 if linear_probe and not split else 1)
     if folds > 1 and split:
         raise InputError(f"folds {folds} and {split[0]} contradict each other: folds score every photo, a split some of them")

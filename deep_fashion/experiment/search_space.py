@@ -201,7 +201,7 @@ def planned_trials(
     search:Search, # Space, method, and how many trials are wanted
 ) -> tuple: # The number of trials, and their combinations; None where the method chooses them
     "How many trials there will be. Raises `InputError` if a grid is wanted and would have no end."
-    found, wanted = all_combinations(search.space, search.sweep.seed), search.sweep.trials
+    found, wanted = all_combinations(search.space, search.sweep.random_seed), search.sweep.trials
     if search.sweep.method == 'grid':
         endless = [name for name, o in search.space.items() if not isinstance(o, list) and o.values is None]
         if endless: raise InputError(f"search: a grid takes choices; list some for {endless[0]}, or give its range a step")

@@ -103,7 +103,7 @@ def next_trial(
     known = [t for t in trials if _counts(t)]
     index = _first_free({t.user_attrs.get('index') for t in known})
     sampler = RandomSampler if search.sweep.method == 'random' else TPESampler
-    study.sampler = sampler(seed=hash_seed(search.sweep.seed, index))
+    study.sampler = sampler(seed=hash_seed(search.sweep.random_seed, index))
     if listed and not any(t.state == TrialState.WAITING for t in trials):
         tried = [t.params for t in known]
         study.enqueue_trial(next(values for values in listed if values not in tried))

@@ -149,7 +149,7 @@ def _claimed(path):
 def _start_of(search):
     "What has to be the same when a sweep is continued."
     space = {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'seed', 'test_pct')}
+    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
     return dict(settings=search.fixed, search=space, sweep=options, sha256=fingerprints(search.settings({})))
 
 def _check_continued(path, search):
@@ -219,7 +219,7 @@ def _report(path, result, trials, search):
     scores['majority'] = [score_text(o) for o in test.majority_macro_f1]
     space = {name: ', '.join(map(str, o)) if isinstance(o, list) else f"{o.low} to {o.high}" + (f", step {o.step}" if o.step else '')
              + (", logarithmic" if o.log else '') for name, o in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'seed', 'test_pct')}
+    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
     facts = {'What was tried': space, 'Fixed settings': search.fixed, 'Sweep': {**options, 'finished': result['finished']},
              'Versions': result['versions']}
     return SweepReport(path.name, sweep_summary(result), result['command'], result['best_trial'], scores, trials, list(search.space),
@@ -246,7 +246,7 @@ def write_results(
 def _set_aside(path, search):
     "The photos set aside, and a `Trainer` that does not see them."
     base, options = search.settings({}), search.sweep
-    aside = set_products_aside(base, options.test_pct, options.seed)
+    aside = set_products_aside(base, options.test_pct, options.random_seed)
     trainer = Trainer(search, set(aside.rows.filename[aside.rows.is_valid]))
     test = held_out_photos(aside, trainer.photos(base, training_plan(base)))
     if not (path/SWEEP_FILES['start']).exists():

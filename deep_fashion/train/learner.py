@@ -66,6 +66,7 @@ class AttributeLearner(Learner):
     title_words = None # attribute -> `TitleWords` and their precision
     seen = None # The photos and products it was trained on, as `SeenPhotos`
     plain = False # Use fastai's own loaders
+    feature_store = True # Keep the features of a frozen body for later runs
     arch = None # The name of its architecture in torchvision or timm
     scores = None # On photos it was not trained on, as in `metrics.json`
 
@@ -242,7 +243,7 @@ def learner_of(
     if speed.channels_last:
         for network in getattr(model, 'models', [model]): network.body.to(memory_format=torch.channels_last)
     learn = AttributeLearner(dls, model, **_learner_arguments(dls.vocab, [] if plain else speed_callbacks(speed), **kwargs))
-    learn.plain = plain
+    learn.plain, learn.feature_store = plain, speed.feature_store
     return learn
 
 _MODEL_OPTIONS = ('mirrored', 'dropout')
