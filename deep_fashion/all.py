@@ -110,7 +110,6 @@ from .experiment.evaluation import *
 from .experiment.analysis import *
 from .experiment.bodies import *
 from .experiment.demo import *
-from .options import *
 from .experiment.search_result import *
 from .experiment.search_space import *
 from .experiment.search_study import *
