@@ -55,14 +55,27 @@ def test_joined_bodies_from_training_to_tags(command, data, names, photos, tmp_p
     assert (by_bundle.status, by_bundle.out) == (0, by_pickle.out) and (tmp_path / "a.png").is_file()
 
 
-def test_a_joined_body_computes_what_each_computes_alone(data, names, photos, tmp_path):
+def test_a_joined_body_computes_what_each_computes_alone(data, names, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     from deep_fashion.all import attribute_dls, attribute_learner, extract_features, read_table, split_table
     table = split_table(read_table(photos / "attributes.csv", photos / "images"))
     dls = attribute_dls(table, size=64, num_workers=0)
     archs = [*names, "+".join(names)]
-    first, second, both = (extract_features(attribute_learner(dls, arch, crops="garment"), table.rows.head(4)) for arch in archs)
+    learners = [attribute_learner(dls, arch, crops="garment") for arch in archs]
+    first, second, known = (extract_features(learn, table.rows.head(4)) for learn in learners)
+    learners[2].feature_store = False
+    both = extract_features(learners[2], table.rows.head(4))
+    assert (known == both).all()
     assert both.shape[1] == first.shape[1] + second.shape[1]
     assert (both[:, : first.shape[1]] == first).all() and (both[:, first.shape[1] :] == second).all()
+    # What is known of the parts is read, mirrored or not, and only then.
+    learners[2].feature_store, learners[2].model.mirrored = True, True
+    mirrored = extract_features(learners[2], table.rows.head(4))
+    assert (mirrored != both).any() and not learners[2].model.body.parts[0].mirrored
+    monkeypatch.setattr("deep_fashion.train.linear_probe.inference_features", None)
+    assert (extract_features(learners[2], table.rows.head(4)) == mirrored).all()
+    learners[2].model.mirrored = False
+    assert (extract_features(learners[2], table.rows.head(4)) == both).all()
 
 
 def test_joined_bodies_in_epochs_and_as_weights(command, refused, data, tmp_path):

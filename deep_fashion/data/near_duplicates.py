@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import numpy as np
 import pandas as pd
+import PIL
 from tqdm.auto import tqdm
 
+from ..core import InputError
+from .file_cache import FileCache
 from .photo import use_photo
 from .table import Table
 
@@ -24,16 +27,35 @@ def _facts_of(photo):
     return dict(width=photo.width, height=photo.height, contrast=pixels.std((0, 1)).mean(), outline=parts.std((0, 1)).mean(),
                 hash=np.packbits(imagehash.phash(photo).hash), thumbnail=pixels.reshape(16, 4, 16, 4, 3).mean((1, 3)))
 
+_FACTS = np.dtype([('width', 'i4'), ('height', 'i4'), ('contrast', 'f4'), ('outline', 'f4'), ('hash', 'u1', 8),
+                   ('thumbnail', 'f4', (16, 16, 3))])
+_METHOD = 1, PIL.__version__ # the number is to be increased when `_facts_of` changes
+
+def _facts_cache():
+    try: return FileCache(name='facts')
+    except InputError: return None
+
+def _packed_facts(path, cache):
+    "The facts about a photo as a record, kept for the next time."
+    key = cache and cache.key_of(path, 'facts', _METHOD)
+    stored = cache.load(key, _FACTS.itemsize) if key else None
+    if stored is not None: return stored.view(_FACTS)[0]
+    facts = use_photo(path, function=_facts_of)
+    packed = np.array([tuple(facts[name] for name in _FACTS.names)], _FACTS)
+    if key: cache.store(key, packed)
+    return packed[0]
+
 def photo_facts(
     table:Table, # Clean rows
 ) -> pd.DataFrame: # `width`, `height`, `contrast` and `outline` (0 to 255), `hash` (64 bits), `thumbnail` (16, 16, 3)
-    "Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows."
-    paths = [table.img_dir/name for name in table.rows.filename]
+    "Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows; those of known photos are read."
+    paths, cache = [table.img_dir/name for name in table.rows.filename], _facts_cache()
+    if cache: cache.make_room_for([cache.key_of(path, 'facts', _METHOD) for path in paths], _FACTS.itemsize)
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor() as pool:
-        facts = pool.map(partial(use_photo, function=_facts_of), paths)
+        facts = pool.map(partial(_packed_facts, cache=cache), paths)
         facts = tqdm(facts, total=len(paths), desc='looking for duplicates', unit=' photos', leave=False)
-        return pd.DataFrame(list(facts))
+        return pd.DataFrame([dict(zip(_FACTS.names, record)) for record in facts])
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #6440acc8
 MAX_PHOTOS_COMPARED = 20_000

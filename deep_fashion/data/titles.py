@@ -8,9 +8,9 @@ __all__ = ['title_words', 'wilson_lower_bound', 'indicative_words', 'TitleWords'
 
 # %% ../../nbs/18_data.titles.ipynb #8918959a
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import lru_cache
-from operator import itemgetter
+from itertools import chain
 import numpy as np
 import pandas as pd
 
@@ -43,17 +43,17 @@ def indicative_words(
     min_photos:int, # Required number of photos of the class with this word
 ) -> pd.DataFrame: # `word`, `label`, `photos` of the class with this word, `precision` (lower bound)
     "The words that indicate a class, by class and precision."
-    counts, shares = defaultdict(Counter), pd.Series(list(labels), dtype=object).value_counts(normalize=True)
-    for title, label in zip(titles, labels):
-        if pd.notna(label):
-            for word in title_words(title): counts[word][label] += 1
-    found = []
-    for word, by_label in counts.items():
-        label, photos = max(by_label.items(), key=itemgetter(1))
-        if photos >= min_photos: found.append((word, label, photos, by_label.total()))
+    known = [(title_words(title), label) for title, label in zip(titles, labels) if pd.notna(label)]
+    n_labels, counts = Counter(label for _, label in known), {}
+    for label in n_labels: counts[label] = Counter(chain.from_iterable(words for words, of_title in known if of_title == label))
+    total = Counter(chain.from_iterable(words for words, _ in known))
+    # Of two labels that are as common, the first one counts.
+    best = {word: max(counts, key=lambda label: counts[label][word]) for word, n in total.items() if n >= min_photos}
+    found = [(word, label, counts[label][word], total[word]) for word, label in best.items() if counts[label][word] >= min_photos]
     words = pd.DataFrame(found, columns=['word', 'label', 'photos', 'precision'])
     words['precision'] = wilson_lower_bound(words.photos, words.precision)
-    words = words[(words.precision >= min_precision) & (words.precision > words.label.map(shares).astype(float))]
+    shares = np.array([n_labels[label]/len(known) for label in words.label])
+    words = words[(words.precision >= min_precision) & (words.precision > shares)]
     return words.sort_values(['label', 'precision', 'word'], ascending=[True, False, True]).reset_index(drop=True)
 
 # %% ../../nbs/18_data.titles.ipynb #a20f8993

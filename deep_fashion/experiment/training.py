@@ -193,10 +193,11 @@ def keep_results(
 def write_report(
     run:Run, # With scores, predictions and model
     data:TrainingSet=None, # Its photos (default: read again)
+    learn:AttributeLearner=None, # Its tagger (default: loaded again)
     map_seconds:float=None, # Time for maps in seconds (default: as long as they take)
 ) -> None:
     "Draw `report.html`."
-    learn, plan, config = load_tagger(run.path), TrainingPlan.of_run(run), run.config
+    learn, plan, config = learn or load_tagger(run.path), TrainingPlan.of_run(run), run.config
     data, vocab = data or read_training_set(run.settings, plan.folds, plan.valid_pct), learn.vocab
     predictions = checked_predictions(run.predictions, vocab.attributes)
     probabilities = torch.tensor(predictions[[f'{a}={label}' for a in vocab.attributes for label in vocab.classes[a]]].to_numpy(np.float32))
@@ -227,11 +228,11 @@ def train_tagger(
 
 def _train(settings, run, trackers):
     # A run that has its model was stopped while its report was drawn.
-    data, map_seconds, started = None, None, time.perf_counter()
+    data, learn, map_seconds, started = None, None, None, time.perf_counter()
     if not run.file('model').exists():
         training, learn = start_training(settings, run)
         log_start(trackers, training)
         keep_results(training, learn, follow_plan(training, learn))
         data, map_seconds = training.data, _MAP_SHARE*(time.perf_counter() - started)
-    if settings.report: write_report(run, data, map_seconds)
+    if settings.report: write_report(run, data, learn, map_seconds)
     log_results(trackers, run)

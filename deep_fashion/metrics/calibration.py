@@ -68,8 +68,13 @@ def calibrated_loss(
     known = targets >= 0
     logits, targets = logits[known].double(), targets[known]
     temperatures = torch.logspace(np.log10(.05), np.log10(20), 241, dtype=torch.double)
-    losses = torch.stack([torch.nn.functional.cross_entropy(logits/t, targets) for t in temperatures])
-    return float(losses.min()), float(temperatures[int(losses.argmin())])
+    def loss(i): return float(torch.nn.functional.cross_entropy(logits/temperatures[i], targets))
+    first, last = 0, len(temperatures) - 1
+    while first < last:
+        middle = (first + last)//2
+        if loss(middle + 1) >= loss(middle): last = middle
+        else: first = middle + 1
+    return loss(first), float(temperatures[first])
 
 # %% ../../nbs/41_metrics.calibration.ipynb #29d98131
 def fit_temperature(

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..data.titles import cross_validate_titles
 from ..data.vocab import mask_missing
 from ..model.precision import fast_inference
-from ..model.network import inference_features
+from ..model.network import inference_features, parts_of
 from ..metrics.calibration import fit_temperatures
 from .feature_store import feature_store
 from .learner import AttributeLearner
@@ -34,12 +34,21 @@ def extract_features(
     "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation; those of known photos are read."
     learn.model.eval()
     store = feature_store(learn, learn.dls.test_dl(rows))
+    parts = parts_of(learn.model) if store else []
+    # The features of a body that is joined with others may be known from elsewhere.
+    if len(parts) > 1: return np.concatenate([_features_of_part(learn, part, rows) for part in parts], 1)
     found = store.read() if store else [None]*len(rows)
     missing = [i for i, features in enumerate(found) if features is None]
     for i, features in zip(missing, _computed_features(learn, rows.iloc[missing])):
         found[i] = features
         if store: store.write(i, features)
     return np.stack(found)
+
+def _features_of_part(learn, part, rows):
+    whole = learn.model
+    learn.model, part.mirrored = part, whole.mirrored
+    try: return extract_features(learn, rows)
+    finally: learn.model, part.mirrored = whole, False
 
 def _computed_features(learn, rows):
     if rows.empty: return
