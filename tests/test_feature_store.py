@@ -148,3 +148,15 @@ def test_penalty_is_for_the_linear_probe(probe, refused, samples, tmp_path):
     photos = ("--csv_path", samples.csv, "--img_dir", samples.images)
     refused("train", "--run_name", "a", *photos, "--penalty", "1", "--epochs", "2", says=["penalty 1", "linear probe"])
     refused("train", "--run_name", "a", *photos, "--penalty", "0", says=["penalty 0", "between 0 and"])
+
+
+def test_what_was_read_keeps_no_file_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    cache, content = FileCache(tmp_path), np.arange(4, dtype=np.float32)
+    keys = [f"{i:032x}" for i in range(500)]
+    for key in keys: cache.store(key, content)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(400, hard), hard))
+    try: found = [cache.load(key, content.nbytes) for key in keys]
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all((o.view(np.float32) == content).all() for o in found)

@@ -64,9 +64,9 @@ def load(self:FileCache,
     n_bytes:int, # Expected length
 ) -> np.ndarray|None: # Shape (n_bytes,), uint8
     "The bytes stored under `key`; None if there are none, or they are not what was stored."
-    # Copy on write, so that changes of the array do not reach the file.
-    try: stored = np.memmap(self.folder/key, np.uint8, mode='c')
-    except (OSError, ValueError): return None
+    # Read rather than mapped, since a mapped file stays open as long as its array.
+    try: stored = np.fromfile(self.folder/key, np.uint8)
+    except OSError: return None
     if len(stored) != n_bytes + 4 or _checksum(key, stored[:-4]) != stored[-4:].tobytes(): return None
     return stored[:-4]
 

@@ -13,17 +13,20 @@ import re
 
 import fastai
 import numpy as np
+import PIL
 import timm
 import torch
 import torchvision
+from fastai.data.transforms import IntToFloatTensor, Normalize
 
 from .. import __version__
 from ..core import InputError
 from ..data.file_cache import FileCache
 from ..data.loaders import PhotoDL, PhotoPath
+from ..data.block import TrainingAugmentation
 from ..model.precision import has_fast_bfloat16
 from ..model.network import AttributeModel
-from .state import before_heads, network_key, same_in_evaluation, settings_of
+from .state import before_heads, network_key, same_in_evaluation, settings_of, unknown_setting
 from .feature_cache import changed_reason, loader_reason
 
 # %% ../../nbs/51_train.feature_store.ipynb #704c5fff
@@ -49,14 +52,19 @@ def store_reason(
     modules, _ = before_heads(model)
     own = [part for module in modules for part in _own_parts(module)]
     if own: return f"{getattr(own[0], '__qualname__', own[0])} is part of no library that is known"
+    unknown = [f'{type(o).__name__}.{name}' for o in modules if (name := unknown_setting(o))]
+    if unknown: return f"{unknown[0]} cannot be compared with that of another run"
+    # Others, such as fastai's affine transforms, may act on photos that are not for training, too.
+    acting = [o.name for o in dl.after_batch.fs if type(o) not in (IntToFloatTensor, Normalize, TrainingAugmentation)]
+    if acting: return f"batch transform {acting[0]} may change the photos"
     return None if type(dl.dataset.tls[0].tfms.fs[0]) is PhotoPath else "the photos are not given by name"
 
 # %% ../../nbs/51_train.feature_store.ipynb #80b70b86
 _LAYOUT = 1 # to be increased when features are computed in another way
 
 def _device_facts(device):
-    if device.type == 'cuda': return torch.cuda.get_device_name(device), torch.version.cuda
-    return device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled
+    if device.type == 'cuda': return torch.cuda.get_device_name(device), torch.version.cuda, torch.get_float32_matmul_precision()
+    return device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()
 
 def body_digest(
     model:AttributeModel, # The network
@@ -66,7 +74,7 @@ def body_digest(
     "A digest of everything that features depend on beside the photo."
     modules, parameters = before_heads(model)
     precision = has_fast_bfloat16(dl.device) if bfloat16 is None else bfloat16
-    versions = [o.__version__ for o in (torch, torchvision, timm, fastai)]
+    versions = [o.__version__ for o in (torch, torchvision, timm, fastai, PIL)]
     transforms = [(type(o).__qualname__, settings_of(o)) for o in dl.after_batch.fs]
     facts = (_LAYOUT, __version__, versions, network_key(model), [f'{type(o).__module__}.{type(o).__qualname__}' for o in modules],
              [o.stride() for o in parameters], transforms, dl.squish.size, precision, _device_facts(dl.device))

@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from ..core import InputError, counted
 from ..data.titles import cross_validate_titles
 from ..data.vocab import mask_missing
 from ..model.precision import fast_inference
@@ -42,7 +43,13 @@ def extract_features(
     for i, features in zip(missing, _computed_features(learn, rows.iloc[missing])):
         found[i] = features
         if store: store.write(i, features)
-    return np.stack(found)
+    return _finite(np.stack(found), rows)
+
+def _finite(features, rows):
+    broken = ~np.isfinite(features).all(1)
+    if not broken.any(): return features
+    raise InputError(f"{rows.filename[broken].iloc[0]}: its features are not finite, as for {counted(int(broken.sum()), 'photo')} in all; "
+                     "compute in 32 bits (bfloat16 off) or use another body")
 
 def _features_of_part(learn, part, rows):
     whole = learn.model
