@@ -5,9 +5,10 @@ OUT ?= demo
 BIN := $(abspath $(VENV))/bin
 EXTRAS := app,serve,heic,fast,export,runtime,sweep,tensorboard,mlflow,trackio,wandb
 TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28'
-# What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input.
+# What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input,
+# searches, trackers.
 ON_BOUNDS := $(wildcard $(addprefix tests/test_,training.py tagging.py odd_photos.py app.py api.py bundle.py pickles.py export.py \
-             fuzz.py supply.py))
+             fuzz.py supply.py sweep.py trackers.py))
 
 .PHONY: help demo test test-lowest test-newest docs sync licences sbom clean
 
