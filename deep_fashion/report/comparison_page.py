@@ -101,7 +101,7 @@ class Comparison:
     def method(self) -> str:
         "What the intervals mean, with the levels used."
         means, parts = (self.table[self.table.attribute == 'mean'], self.table[self.table.attribute != 'mean'])
-        text = "Intervals by paired bootstrap over products"
+        text = "Intervals by paired bootstrap over products, expanded for few products on which the runs differ"
         if len(parts) == 1: return f"{text}, 95 %."
         answers = f"all {len(means)} answers about the mean are" if len(means) > 1 else "the answer about the mean is"
         return (f"{text}, {percent(means.level.iloc[0])} for the mean and {percent(parts.level.iloc[0])} for attributes: in 95 % of such "
@@ -216,7 +216,7 @@ figure.disagreement{width:150px} @media print{.filters{display:none}}
 
 _DIFFERENCES = """<h2 id="differences">Differences</h2>
 <p>Both runs on the same photos, none of which the scoring network was trained on. A verdict is about macro-F1:
-<b>better</b> or <b>worse</b> if the interval of the difference excludes zero.</p>
+<b>better</b> or <b>worse</b> if the interval of the difference excludes zero, and the runs differ on enough products to tell.</p>
 """ + _TABLE + """<div class="scroll wide">{{ plot }}</div>
 <p class="quiet">{{ c.method }} The mean answers the question; attributes show where a difference comes from, and the more of them
 are asked, the wider their intervals have to be. {{ few }}</p>
