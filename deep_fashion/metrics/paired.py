@@ -114,10 +114,14 @@ def _row(scores, samples, facts, level):
         row |= {f'{score}_reference': reference, score: other, f'{score}_difference': other - reference,
                 f'{score}_low': low, f'{score}_high': high}
         if score == 'macro_f1': error = differences.std()
-    row['verdict'] = _verdict(facts, level, row['macro_f1_low'], row['macro_f1_high'])
+    row['verdict'], row['accuracy_verdict'] = (_verdict(facts, level, row[f'{s}_low'], row[f'{s}_high']) for s in PAIRED_SCORES)
     row['labels_needed'] = np.nan
     if row['verdict'] in ('cannot tell', 'no difference'):
-        row['labels_needed'] = labels_needed(row['labels'], row['macro_f1_difference'], error, level)
+        # However sure the bootstrap is, the taggers have to differ on enough products.
+        least = max(row['discordant'], discordant_needed(level))
+        lacking = math.ceil(row['labels']*(least/max(1, row['discordant']) - 1))
+        needed = labels_needed(row['labels'], row['macro_f1_difference'], error, expanded_level(level, least))
+        row['labels_needed'] = max(needed, float(lacking))
     return row
 
 # %% ../../nbs/44_metrics.paired.ipynb #d9ee1f5a
@@ -139,7 +143,8 @@ def paired_differences(
 
     Columns: `labels`, `photos` and `products` (with a label), `discordant` (products on which the taggers differ), `level` of the
     intervals, and of each of `PAIRED_SCORES` s: `s_reference`, `s`, `s_difference`, `s_low`, `s_high`; `verdict` (on
-    macro-F1, one of `VERDICTS`), `labels_needed`. The mean is over the attributes with labels of at least `MIN_PRODUCTS` products."""
+    macro-F1, one of `VERDICTS`) and `accuracy_verdict`, `labels_needed`.
+    The mean is over the attributes with labels of at least `MIN_PRODUCTS` products."""
     predicted, targets = np.asarray(predicted), np.asarray(targets)
     products = np.arange(len(targets)) if products is None else np.asarray(products)
     scores, samples = paired_scores(predicted, targets, products, draws)
