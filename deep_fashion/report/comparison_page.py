@@ -114,6 +114,7 @@ class Comparison:
     notes: list = field(default_factory=list) # What is to be known about the comparison
     label_names: dict = field(default_factory=dict) # attribute -> label -> name
     key: str = '' # Identifies the runs
+    scope: dict = field(default_factory=dict) # run -> what its verdict is about, where that is not all it scored
 
     def plot(self) -> plt.Figure:
         "Differences and intervals."
@@ -121,8 +122,9 @@ class Comparison:
 
     @property
     def verdicts(self) -> list:
-        "A sentence per run, on the mean over the attributes."
-        return [verdict_sentence(row, self.names[0], row['run']) for row in self.table.to_dict('records') if row['attribute'] == 'mean']
+        "A sentence per run, on the mean over the attributes; first what it is about, if that is less than the runs scored."
+        means = self.table[self.table.attribute == 'mean'].to_dict('records')
+        return [': '.join(filter(None, [self.scope.get(row['run']), verdict_sentence(row, self.names[0], row['run'])])) for row in means]
 
     @property
     def method(self) -> str:
