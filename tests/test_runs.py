@@ -1,5 +1,4 @@
 "Runs side by side: the list of all of them, one in detail, and whether one is better than another."
-import os
 import re
 import shutil
 
@@ -110,6 +109,19 @@ def test_filters_select(copied, tmp_path):
     assert found("neck*", "learning_rate!=0.01") == ["neck-1"] and found("photos>100000") == [] and len(found("arch=resnet18")) == 3
 
 
+def test_runs_are_sorted_and_filtered_by_an_attribute(copied, command, tmp_path):
+    for name, score in (("a", .4), ("b", .6)):
+        metrics = copied(name).metrics
+        metrics["attributes"]["neck"]["macro_f1"] = score
+        write_json(Run(tmp_path / "runs" / name).file("metrics"), metrics)
+    result = command("runs", "--sort_by", "neck")
+    assert result.status == 0 and "neck" in result.out and result.out.index("\nb ") < result.out.index("\na ")
+    assert "macro-F1 of neck" in (tmp_path / "runs/index.html").read_text()
+    assert [*runs(filter="neck>0.5").index] == ["b"] and "neck" not in runs() and [*runs(sort_by="neck").neck] == [.6, .4]
+    assert "majority accuracy" in (tmp_path / "runs/index.html").read_text()
+    assert {"accuracy", "majority_accuracy"} <= {*runs()} and runs().accuracy["a"] == Run("runs/a").metrics["mean"]["accuracy"]
+
+
 def test_one_run_is_described(copied, command):
     run = copied("first")
     text = command("runs", "show", "first").out
@@ -128,9 +140,10 @@ def test_runs_of_older_versions_are_listed_and_compared(copied, command):
     config["settings"].pop("plain")
     write_json(old.file("config"), config)
     write_csv(old.file("split"), pd.read_csv(old.file("split")).drop(columns="product"))
-    os.utime(old.file("settings"), (1e9, 1e9))
     table = runs()
-    assert table.date["old"].year == 2001 and np.isnan(table.minutes["old"]) and "plain" not in table
+    assert pd.isna(table.date["old"]) and table.index[-1] == "old" and re.search(r"^old .* – +–", command("runs").out, re.M)
+    assert [*runs(filter="date>2020").index] == ["new"] and "started –" in command("runs", "show", "old").out
+    assert np.isnan(table.minutes["old"]) and "plain" not in table
     result = command("compare", "old", "new")
     assert result.status == 0 and "unknown" not in result.out
     found = compare(Run("runs/old"), shutil.copytree("runs/old", "runs/copy"))

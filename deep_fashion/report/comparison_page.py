@@ -152,8 +152,9 @@ def comparison_as_text(
 ) -> str:
     "The differences in aligned columns."
     table = comparison.table
+    other = f' {one_line(comparison.names[1])}' if len(comparison.names) == 2 else ''
     columns = [ScoreColumn(f'macro-F1 {one_line(comparison.names[0])}', [score_text(v) for v in table.macro_f1_reference]),
-               ScoreColumn('macro-F1', [score_text(v) for v in table.macro_f1]),
+               ScoreColumn(f'macro-F1{other}', [score_text(v) for v in table.macro_f1]),
                ScoreColumn('difference', [_signed(v) for v in table.macro_f1_difference]),
                ScoreColumn('interval', [_interval(row) for row in table.to_dict('records')]),
                ScoreColumn('accuracy difference', [_signed(v) for v in table.accuracy_difference]),
@@ -165,10 +166,13 @@ def comparison_as_text(
     return aligned([*first, *columns], ('run', 'attribute', 'verdict'))
 
 # %% ../../nbs/75_report.comparison_page.ipynb #3a92e06b
-_TABLE = """<div class="scroll"><table class="differences"><thead><tr>{% if c.names|length > 2 %}<th scope="col">run</th>{% endif %}
+_TABLE = """{% set of = ' of ' ~ c.names[1] if c.names|length == 2 else '' %}
+<div class="scroll"><table class="differences"><thead><tr>
+{% if c.names|length > 2 %}<th scope="col">run</th>{% endif %}
 <th scope="col">attribute</th><th scope="col">verdict</th><th scope="col">labels</th>
-<th scope="col">products</th><th scope="col">macro-F1 of {{ c.names[0] }}</th><th scope="col">macro-F1</th>
-<th scope="col">difference</th><th scope="col">interval</th><th scope="col">accuracy of {{ c.names[0] }}</th><th scope="col">accuracy</th>
+<th scope="col">products</th><th scope="col">macro-F1 of {{ c.names[0] }}</th><th scope="col">macro-F1{{ of }}</th>
+<th scope="col">difference</th><th scope="col">interval</th>
+<th scope="col">accuracy of {{ c.names[0] }}</th><th scope="col">accuracy{{ of }}</th>
 <th scope="col">difference</th><th scope="col">interval</th></tr></thead><tbody>
 {% for r in rows %}<tr{% if r.is_mean %} class="mean"{% endif %}>{% if c.names|length > 2 %}<td>{{ r.run }}</td>{% endif %}
 <th scope="row">{{ r.attribute }}</th><td class="{{ r.colour }}">{{ r.verdict }}</td>
