@@ -251,7 +251,7 @@ def test_a_verdict_on_a_part_of_the_labels_says_so(made, command):
     n = sum(label != MISSING for label in part)
     start = f"on {n} of 200 labels that both share; base also predicts 6, which is not scored here: strong is better than base"
     assert found.verdicts[0].startswith(start) and start in command("compare", "base", "strong").out
-    assert found.settings.loc["catch_all, as found"].to_dict() == {"base": "none", "strong": "neck=6"}
+    assert found.settings.loc["catch_all, resolved"].to_dict() == {"base": "none", "strong": "neck=6"}
     made("all", neck=(labels, wrong_in(labels, .1)))
     assert compare("base", "all").verdicts[0].startswith("all is better than base in macro-F1: 0.")
 

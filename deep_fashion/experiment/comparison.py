@@ -212,7 +212,7 @@ def _catch_all(run):
     "How catch-all classes were resolved, as a setting."
     found = run.metrics.get('catch_all')
     found = {a: label for a, label in found.items() if label is not None} if isinstance(found, dict) else {}
-    return {'catch_all, as found': setting_text('catch_all', found) or 'none'}
+    return {'catch_all, resolved': setting_text('catch_all', found) or 'none'}
 
 def _label_names(run):
     "attribute -> label -> name, from the bundle."

@@ -124,7 +124,9 @@ class Comparison:
     def verdicts(self) -> list:
         "A sentence per run, on the mean over the attributes; first what it is about, if that is less than the runs scored."
         means = self.table[self.table.attribute == 'mean'].to_dict('records')
-        return [': '.join(filter(None, [self.scope.get(row['run']), verdict_sentence(row, self.names[0], row['run'])])) for row in means]
+        about = [self.scope.get(row['run']) if row['verdict'] != 'too few labels' else '' for row in means]
+        return [f"{scope}: {said}" if scope else said for row, scope in zip(means, about)
+                for said in [verdict_sentence(row, self.names[0], row['run'])]]
 
     @property
     def method(self) -> str:
