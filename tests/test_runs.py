@@ -1,5 +1,4 @@
 "Runs side by side: the list of all of them, one in detail, and whether one is better than another."
-import os
 import re
 import shutil
 
@@ -7,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deep_fashion.core import MISSING, write_csv, write_json
+from deep_fashion.core import MISSING, InputError, write_csv, write_json
 from deep_fashion.experiment.comparison import compare
 from deep_fashion.experiment.runs import runs
 from deep_fashion.run import Run, note_in_config
@@ -110,6 +109,19 @@ def test_filters_select(copied, tmp_path):
     assert found("neck*", "learning_rate!=0.01") == ["neck-1"] and found("photos>100000") == [] and len(found("arch=resnet18")) == 3
 
 
+def test_runs_are_sorted_and_filtered_by_an_attribute(copied, command, tmp_path):
+    for name, score in (("a", .4), ("b", .6)):
+        metrics = copied(name).metrics
+        metrics["attributes"]["neck"]["macro_f1"] = score
+        write_json(Run(tmp_path / "runs" / name).file("metrics"), metrics)
+    result = command("runs", "--sort_by", "neck")
+    assert result.status == 0 and "neck" in result.out and result.out.index("\nb ") < result.out.index("\na ")
+    assert "macro-F1 of neck" in (tmp_path / "runs/index.html").read_text()
+    assert [*runs(filter="neck>0.5").index] == ["b"] and "neck" not in runs() and [*runs(sort_by="neck").neck] == [.6, .4]
+    assert "majority accuracy" in (tmp_path / "runs/index.html").read_text()
+    assert {"accuracy", "majority_accuracy"} <= {*runs()} and runs().accuracy["a"] == Run("runs/a").metrics["mean"]["accuracy"]
+
+
 def test_one_run_is_described(copied, command):
     run = copied("first")
     text = command("runs", "show", "first").out
@@ -128,17 +140,18 @@ def test_runs_of_older_versions_are_listed_and_compared(copied, command):
     config["settings"].pop("plain")
     write_json(old.file("config"), config)
     write_csv(old.file("split"), pd.read_csv(old.file("split")).drop(columns="product"))
-    os.utime(old.file("settings"), (1e9, 1e9))
     table = runs()
-    assert table.date["old"].year == 2001 and np.isnan(table.minutes["old"]) and "plain" not in table
+    assert pd.isna(table.date["old"]) and table.index[-1] == "old" and re.search(r"^old .* – +–", command("runs").out, re.M)
+    assert [*runs(filter="date>2020").index] == ["new"] and "started –" in command("runs", "show", "old").out
+    assert np.isnan(table.minutes["old"]) and "plain" not in table
     result = command("compare", "old", "new")
     assert result.status == 0 and "unknown" not in result.out
-    found = compare(Run("runs/old"), Run("runs/old"))
+    found = compare(Run("runs/old"), shutil.copytree("runs/old", "runs/copy"))
     assert 0 < found.table.products.iloc[-1] < len(old.predictions) and (found.table.macro_f1_difference == 0).all()
 
 
-def test_a_run_equals_itself(trained, tmp_path):
-    found = compare(trained, trained)
+def test_a_run_equals_its_copy(copied, tmp_path):
+    found = compare([copied("first"), copied("second")])
     assert set(found.table.verdict) <= {"no difference", "too few labels"} and (found.table.macro_f1_difference == 0).all()
     assert len(found.disagreements) == 0 and "None: they predict the same" in found.save(tmp_path / "page.html").read_text()
 
@@ -185,7 +198,7 @@ def test_only_common_photos_and_labels_count(made):
     found = compare(first, second)
     assert found.table.labels.to_list() == [72, 72]
     notes = "\n".join(found.notes)
-    for words in ("90 photos were scored by all runs", "first 10", "neck: 10 labels left out that not all runs have",
+    for words in ("80 photos with a label were scored by all runs", "first 20", "neck: 10 labels left out that not all runs have",
                   "neck: 8 labels left out that differ", "not all runs have the class 6 of second", "sleeve of first", "pattern of second",
                   "the epoch of second was chosen", "those of first are not"): assert words in notes, words
 
@@ -203,6 +216,44 @@ def test_what_cannot_be_compared_is_refused(made, refused, tmp_path):
                         ("e", ["agree on no label"]), ("f", ["no such run"]), ("scores.json", ["is a file"])):
         refused("compare", "a", other, says=says)
     refused("compare", "a", says=["at least two"])
+    for again in ("a", "./runs/a", tmp_path / "runs/a"): refused("compare", "a", again, says=["run", "is the same as a"])
+    for names in ([["a", 3]], ["a", None], [pd.DataFrame(index=["a", "b"])], [{"a", "d"}]):
+        with pytest.raises(InputError, match="expected names or folders of runs"): compare(*names)
+
+
+def test_damaged_files_are_named(made, refused, tmp_path):
+    labels = random_labels(40, ["0", "1"])
+    made("a", neck=(labels, labels))
+    run = made("b", neck=(labels, labels))
+    rows = run.predictions
+    for column, value, says in (("neck_predicted", "", "neck_predicted is empty for 0001-1.jpg"), ("neck_confidence", "", "is no number"),
+                                ("neck_confidence", "high", "is no number for 0001-1.jpg")):
+        damaged = rows.copy()
+        damaged.loc[3, column] = value
+        write_csv(run.file("predictions"), damaged)
+        refused("compare", "a", "b", says=["predictions.csv", "damaged", says])
+    write_csv(run.file("predictions"), rows.drop(columns="neck_confidence"))
+    refused("compare", "a", "b", says=["there is no column neck_confidence"])
+    write_csv(run.file("predictions"), rows)
+    write_json(run.file("metrics"), {**run.metrics, "attributes": {"neck": {}, "filename": {}}})
+    refused("compare", "a", "b", says=["metrics.json", "attribute filename", "damaged"])
+
+
+def test_a_verdict_on_a_part_of_the_labels_says_so(made, command):
+    labels = random_labels(200, ["0", "1", "6"])
+    part = [label.replace("6", MISSING) for label in labels]
+    base = made("base", neck=(labels, wrong_in(labels, .4)))
+    made("strong", neck=(part, wrong_in(part, .1)))
+    note = dict(attributes={"neck": {}}, mean={})
+    write_json(base.file("metrics"), {**note, "catch_all": {"neck": None}})
+    write_json(Run("runs/strong").file("metrics"), {**note, "catch_all": {"neck": "6"}})
+    found = compare("base", "strong")
+    n = sum(label != MISSING for label in part)
+    start = f"on {n} of 200 labels that both share; base also predicts 6, which is not scored here: strong is better than base"
+    assert found.verdicts[0].startswith(start) and start in command("compare", "base", "strong").out
+    assert found.settings.loc["catch_all, resolved"].to_dict() == {"base": "none", "strong": "neck=6"}
+    made("all", neck=(labels, wrong_in(labels, .1)))
+    assert compare("base", "all").verdicts[0].startswith("all is better than base in macro-F1: 0.")
 
 
 def test_photos_in_two_folders_are_compared_by_content(made, tmp_path):
@@ -212,7 +263,7 @@ def test_photos_in_two_folders_are_compared_by_content(made, tmp_path):
         (tmp_path / folder).mkdir()
         for i, name in enumerate(run.predictions.filename): (tmp_path / folder / name).write_text(f"{i}{folder if i < 6 else ''}")
     found = compare(a, b)
-    assert "34 photos were scored by all runs; further photos, which are left out: a 6, b 6" in found.notes[0]
+    assert "34 photos with a label were scored by all runs; further photos, which are left out: a 6, b 6" in found.notes[0]
 
 
 def test_pages_sort_and_filter_in_the_browser(copied, made, browser, command, tmp_path):

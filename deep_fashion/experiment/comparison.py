@@ -24,9 +24,21 @@ from ..metrics.paired import paired_differences
 from ..report.comparison_page import Comparison, comparison_kind
 from ..report.html import own_page
 from .plan import TrainingPlan
-from .runs import differing_settings, find_run, resolved_settings
+from .runs import differing_settings, find_run, resolved_settings, setting_text
 
 # %% ../../nbs/89_experiment.comparison.ipynb #a171016a
+def _checked_predictions(run, rows, attributes):
+    "Rows with confidences as numbers. Raises `InputError` if something is missing."
+    damaged = f"{run.file('predictions')}: is damaged"
+    absent = [name for name in ('filename', *(f'{a}_{o}' for a in attributes for o in ('predicted', 'confidence'))) if name not in rows]
+    if absent: raise InputError(f"{damaged}, there is no column {absent[0]}")
+    confidences = {f'{a}_confidence': pd.to_numeric(rows[f'{a}_confidence'], errors='coerce') for a in attributes}
+    bad = {name: (found.isna(), 'no number') for name, found in confidences.items()}
+    bad |= {f'{a}_predicted': (rows[f'{a}_predicted'] == '', 'empty') for a in attributes}
+    for name, (is_bad, what) in bad.items():
+        if is_bad.any(): raise InputError(f"{damaged}, {name} is {what} for {shorten_list(rows.filename[is_bad], 3)}")
+    return rows.assign(**confidences)
+
 @dataclass
 class ScoredRun:
     "What a comparison needs to know of a run."
@@ -40,15 +52,13 @@ class ScoredRun:
     def read(cls, run:Run, name:str) -> "ScoredRun":
         "Raises `InputError` if a file is missing or damaged."
         config, attributes = run.config, run.metrics.get('attributes')
-        if not isinstance(attributes, dict) or not isinstance(config['settings'].get('img_dir'), str):
-            raise InputError(f"run {run.path}: metrics.json or config.json is damaged")
-        predictions = run.predictions
-        scored = [a for a in attributes if a in predictions]
-        try:
-            predictions = predictions.astype({f'{a}_confidence': float for a in scored}).drop_duplicates('filename').set_index('filename')
-            predictions[[f'{a}_predicted' for a in scored]]
-        except (KeyError, ValueError) as e: raise InputError(f"{run.file('predictions')}: is damaged ({e})") from e
-        return cls(run, name, scored, predictions, Path(config['settings']['img_dir']))
+        if not isinstance(attributes, dict): raise InputError(f"{run.file('metrics')}: has no attributes; it is damaged")
+        if not isinstance(config['settings'].get('img_dir'), str): raise InputError(f"{run.file('config')}: has no img_dir; it is damaged")
+        if 'filename' in attributes: raise InputError(f"{run.file('metrics')}: has an attribute filename; it is damaged")
+        rows = run.predictions
+        scored = [a for a in attributes if a in rows]
+        rows = _checked_predictions(run, rows, scored)
+        return cls(run, name, scored, rows.drop_duplicates('filename').set_index('filename'), Path(config['settings']['img_dir']))
 
     def labels(self, attribute:str) -> pd.Series:
         "The labels by which `attribute` was scored; None where there is none."
@@ -58,6 +68,10 @@ class ScoredRun:
     def classes(self, attribute:str) -> set:
         "The classes that can be predicted, without that of missing labels."
         return {c.removeprefix(f'{attribute}=') for c in self.predictions if c.startswith(f'{attribute}=')} - {MISSING}
+
+    def labelled(self) -> pd.Index:
+        "The photos with a label, which are those that training counts as scored."
+        return self.predictions.index[pd.DataFrame({a: self.labels(a).notna() for a in self.attributes}).any(axis=1)]
 
     def photo(self, filename:str) -> Path:
         "The file of a photo; for public data sets, which have folders of their own, also beside the folder that was given."
@@ -156,9 +170,11 @@ def _notes_on_method(runs):
     return notes
 
 def _notes_on_photos(runs, photos):
-    others = [f"{run.name} {more}" for run in runs if (more := len(run.predictions) - len(photos))]
+    labelled = [run.labelled() for run in runs]
+    n = int(np.all([photos[run.name].isin(names) for run, names in zip(runs, labelled)], axis=0).sum())
+    others = [f"{run.name} {more}" for run, names in zip(runs, labelled) if (more := len(names) - n)]
     also = f"; further photos, which are left out: {', '.join(others)}" if others else ""
-    return [f"{counted(len(photos), 'photo')} {'was' if len(photos) == 1 else 'were'} scored by all runs{also}"]
+    return [f"{counted(n, 'photo')} with a label {'was' if n == 1 else 'were'} scored by all runs{also}"]
 
 def _notes_on_attribute(runs, attribute, partly, differing):
     notes, all_classes = [], [run.classes(attribute) for run in runs]
@@ -169,6 +185,34 @@ def _notes_on_attribute(runs, attribute, partly, differing):
         if more: notes.append(f"{attribute}: not all runs have the {'class' if len(more) == 1 else 'classes'} {shorten_list(sorted(more))} "
                               f"of {run.name}")
     return notes
+
+_LEFT_OUT = .1 # of the labels of a run, beyond which a verdict says so
+
+def _unscored(run, photos, labels):
+    "The classes that a run predicts for labelled photos, and that are no label of any."
+    found = []
+    for attribute, of_photos in labels.items():
+        predicted = run.predictions[f'{attribute}_predicted'].loc[photos[run.name]].to_numpy()[of_photos.notna().to_numpy()]
+        found += [label if len(labels) == 1 else f'{attribute}={label}' for label in sorted({*predicted} - {*of_photos})]
+    return found
+
+def _scope_of(pair, photos, labels, n_runs):
+    "What a verdict on two runs is about, if that is less than what they scored; otherwise empty."
+    shared = sum(int(of_photos.notna().sum()) for of_photos in labels.values())
+    scored = max(sum(int(run.labels(a).notna().sum()) for a in labels) for run in pair)
+    parts = []
+    if shared < (1 - _LEFT_OUT)*scored:
+        parts.append(f"on {shared} of {counted(scored, 'label')} that {'both' if n_runs == 2 else 'all runs'} share")
+    for run in pair:
+        more = _unscored(run, photos, labels)
+        if more: parts.append(f"{run.name} also predicts {shorten_list(more)}, which {'is' if len(more) == 1 else 'are'} not scored here")
+    return "; ".join(parts)
+
+def _catch_all(run):
+    "How catch-all classes were resolved, as a setting."
+    found = run.metrics.get('catch_all')
+    found = {a: label for a, label in found.items() if label is not None} if isinstance(found, dict) else {}
+    return {'catch_all, resolved': setting_text('catch_all', found) or 'none'}
 
 def _label_names(run):
     "attribute -> label -> name, from the bundle."
@@ -192,17 +236,19 @@ def _disagreements_of(reference, other, photos, labels, attribute):
 
 # %% ../../nbs/89_experiment.comparison.ipynb #7e49e851
 def _read_runs(names, runs_dir):
-    found = [find_run(name, runs_dir) for name in names]
+    names = list(names[0]) if len(names) == 1 and isinstance(names[0], (list, tuple, pd.Index, pd.Series)) else list(names)
+    for name in names:
+        if not isinstance(name, (str, os.PathLike, Run)):
+            raise InputError(f"run {str(name)[:80]!r}: is of type {type(name).__name__}; expected names or folders of runs, as in "
+                             "compare('a', 'b')")
+    found, seen = [find_run(name, runs_dir) for name in names], {}
     if len(found) < 2: raise InputError(f"{counted(len(found), 'run')} to compare; name at least two")
+    for name, run in zip((o.path if isinstance(o, Run) else o for o in names), found):
+        path = os.path.realpath(run.path)
+        if path in seen: raise InputError(f"run {name} is the same as {seen[path]}; name runs that differ")
+        seen[path] = name
     def is_clear(run): return run.name != 'neither' and len({os.path.abspath(o.path) for o in found if o.name == run.name}) == 1
     return [ScoredRun.read(run, run.name if is_clear(run) else str(run.path)) for run in found]
-
-def _renamed(runs):
-    "Runs compared with themselves get different names."
-    for k, run in enumerate(runs):
-        earlier = [o.name for o in runs[:k]]
-        if run.name in earlier: run.name = f"{run.name} ({earlier.count(run.name) + 1})"
-    return runs
 
 def _common_photos(runs):
     "A row per photo that all runs scored: its file name in each run."
@@ -225,13 +271,13 @@ def _encoded(runs, photos, labels):
 
 # %% ../../nbs/89_experiment.comparison.ipynb #287dede8
 def compare(
-    *runs, # Two or more: names, folders or `Run`s; the others are compared with the first
+    *runs, # Two or more: names, folders or `Run`s, or a list of them; the others are compared with the first
     runs_dir='runs', # Where names are looked for first
 ) -> Comparison:
     """Compare runs on the labelled photos that all of them scored, by the paired bootstrap over products.
 
-    Raises `InputError` if a run is missing, not finished or damaged, or nothing can be compared."""
-    runs = _renamed(_read_runs(runs, runs_dir))
+    Raises `InputError` if a run is missing, named twice, not finished or damaged, or nothing can be compared."""
+    runs = _read_runs(runs, runs_dir)
     photos, reference = _common_photos(runs), runs[0]
     attributes = [a for a in reference.attributes if all(a in run.attributes for run in runs)]
     if not attributes: raise InputError(f"{shorten_list(r.name for r in runs)} have no attribute in common, so they cannot be compared")
@@ -253,10 +299,10 @@ def _compared(runs, photos, labels, notes):
     table = paired_differences(predicted, targets, list(labels), products)
     table.insert(0, 'run', [runs[k].name for k in table.pop('tagger')])
     found = [_disagreements_of(reference, run, photos, labels[a], a) for run in runs[1:] for a in labels]
-    settings = differing_settings({run.name: {**resolved_settings(run.run), **_versions(run.run)} for run in runs}).T
+    settings = differing_settings({run.name: {**resolved_settings(run.run), **_catch_all(run.run), **_versions(run.run)} for run in runs}).T
     key = hashlib.sha256('\0'.join(os.path.abspath(run.run.path) for run in runs).encode()).hexdigest()[:16]
-    found = pd.concat(found, ignore_index=True)
-    return Comparison([run.name for run in runs], table, found, settings, notes, _label_names(reference.run), key)
+    found, scope = pd.concat(found, ignore_index=True), {o.name: _scope_of((reference, o), photos, labels, len(runs)) for o in runs[1:]}
+    return Comparison([run.name for run in runs], table, found, settings, notes, _label_names(reference.run), key, scope)
 
 def _versions(run): return {f'version of {name}': str(version) for name, version in run.config['versions'].items()}
 

@@ -32,8 +32,8 @@ def setting_text(
     name:str, # A setting
     value, # As JSON has it
 ) -> str:
-    "`value` as it would be given on the command line; `none` where nothing was given."
-    if value is None: return 'none'
+    "`value` as it would be given on the command line; `default` where nothing was given."
+    if value is None: return 'default'
     if isinstance(value, bool): return str(value).lower()
     if isinstance(value, dict): return ','.join(f'{k}={v}' for k, v in value.items())
     if isinstance(value, (list, tuple)): return ('x' if name == 'size' else ',').join(map(str, value))
@@ -55,17 +55,17 @@ def differing_settings(
 ) -> pd.DataFrame: # A row per run, a column per setting
     "Those settings that are not the same for all runs."
     names = list(dict.fromkeys(name for of_run in settings.values() for name in of_run))
-    texts = {name: [of_run.get(name, 'none') for of_run in settings.values()] for name in names}
+    def absent(name): return 'default' if name in Settings.model_fields else 'none'
+    texts = {name: [of_run.get(name, absent(name)) for of_run in settings.values()] for name in names}
     return pd.DataFrame({name: column for name, column in texts.items() if len(set(column)) > 1}, index=list(settings), dtype=object)
 
 # %% ../../nbs/88_experiment.runs.ipynb #42cd6a40
 def started_at(
     run:Run, # With a `config.json`
-) -> datetime: # In local time
+) -> datetime|None: # In local time; None where it was not recorded
     "When a run was started. Raises `InputError` if `config.json` is damaged."
     started = run.config.get('started')
-    file = run.file('settings' if run.file('settings').exists() else 'config')
-    if started is None: return datetime.fromtimestamp(file.stat().st_mtime).replace(microsecond=0)
+    if started is None: return None
     try: return datetime.fromisoformat(started).astimezone().replace(tzinfo=None, microsecond=0)
     except (TypeError, ValueError) as e: raise InputError(f"{run.file('config')}: started {started!r} is no date; it is damaged") from e
 
@@ -88,17 +88,25 @@ def run_facts(
     for name in RUN_COLUMNS.keys() - {*facts, 'minutes'}: facts[name] = _number(run, 'metrics', mean.get(name))
     return dict(facts, minutes=_number(run, 'config', minutes))
 
+def _attribute_scores(run):
+    "attribute -> macro-F1."
+    attributes = run.metrics.get('attributes')
+    attributes = attributes.items() if isinstance(attributes, dict) else ()
+    return {a: _number(run, 'metrics', scores.get('macro_f1')) for a, scores in attributes if isinstance(scores, dict)}
+
 # %% ../../nbs/88_experiment.runs.ipynb #98595251
-_CONDITION = re.compile(r'\s*([\w.-]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*')
+_CONDITION = re.compile(r'\s*([^=<>!]*[^=<>!\s])\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*')
 _OPERATORS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 FILTER_FORM = "a name or pattern (neck*), COLUMN=VALUE, COLUMN!=VALUE, or for numbers and dates COLUMN>VALUE, >=, <, <="
 
+def _normal(name): return re.sub('[ -]', '_', name.casefold())
+
 def _column(name, columns, option):
     "The column that is meant by `name`."
-    found = name.lower().replace('-', '_')
-    if found in columns: return found
+    found = [o for o in columns if o == name] + [o for o in columns if _normal(o) == _normal(name)]
+    if found: return found[0]
     raise InputError(f"{option} {name!r}: there is no such column{nearest(name, columns)}; there are "
-                     f"{shorten_list(['name', *RUN_COLUMNS], 20)}, and the settings")
+                     f"{shorten_list(['name', *RUN_COLUMNS], 20)}, the settings and the attributes")
 
 def _as_number(text):
     try: return float(text)
@@ -115,11 +123,11 @@ def _fits(column, texts, sign, wanted, condition):
     if column == 'date':
         if not re.fullmatch(r'\d{4}(-\d\d){0,2}([ T]\d\d(:\d\d)?)?', wanted):
             raise InputError(f"filter {condition!r}: expected a date as in date>=2026-11-30")
-        return [_OPERATORS[sign](text[:len(wanted)], wanted.replace('T', ' ')) for text in texts]
+        return [text != '–' and _OPERATORS[sign](text[:len(wanted)], wanted.replace('T', ' ')) for text in texts]
     numbers, limit = [_as_number(text) for text in texts], _as_number(wanted)
     for_texts = "for texts there are = and !=, as in arch=resnet*"
     if limit is None: raise InputError(f"filter {condition!r}: {wanted!r} is no number; {for_texts}")
-    if texts and all(number is None for number in numbers) and not {*texts} <= {'none', '–'}:
+    if texts and all(number is None for number in numbers) and not {*texts} <= {'default', 'none', '–'}:
         raise InputError(f"filter {condition!r}: {column} holds texts, such as {texts[0]}; {for_texts}")
     return [number is not None and _OPERATORS[sign](number, limit) for number in numbers]
 
@@ -149,48 +157,64 @@ def _read_runs(runs_dir):
         try:
             if not run.file('config').exists(): foreign.append(run.name)
             elif not run.file('metrics').exists(): unfinished.append(run.name)
-            else: found[run.name] = run_facts(run), resolved_settings(run)
+            else: found[run.name] = run_facts(run), resolved_settings(run), _attribute_scores(run)
         except InputError as e: damaged.append(str(e))
-        except (TypeError, AttributeError, ValueError, OSError) as e: damaged.append(f"{run.path}: cannot be read ({e})")
+        except OSError as e: damaged.append(f"{run.path}: cannot be read ({e.strerror})")
+        except (TypeError, AttributeError, ValueError): damaged.append(f"{run.path}: config.json or metrics.json is damaged")
     notes = [(unfinished, "not finished (train --resume --run_name NAME continues one)"),
              (foreign, "no runs, or not yet started (no config.json)"), (damaged, "damaged")]
     return found, [f"{runs_dir}: not listed, since {why}: {shorten_list(names)}" for names, why in notes if names]
 
 def _exact(column, value): return run_cell(column, value) if column == 'date' or pd.isna(value) else str(value)
 
+def _attributes(found):
+    "Those of all runs, without those that have the name of another column."
+    taken = {'name', *RUN_COLUMNS, *Settings.model_fields, *(name for _, settings, _ in found.values() for name in settings)}
+    return [a for a in dict.fromkeys(a for *_, scores in found.values() for a in scores) if a not in taken]
+
+def _attributes_asked(found, sort_by, conditions=()):
+    "The attributes by which runs are sorted or filtered."
+    named = {_normal(o) for o in (sort_by, *(o[1] for o in map(_CONDITION.fullmatch, conditions) if o))}
+    return [a for a in _attributes(found) if _normal(a) in named]
+
 def _matching(found, conditions):
-    texts = pd.DataFrame([dict(settings, name=name, **{column: _exact(column, value) for column, value in facts.items()})
-                          for name, (facts, settings) in found.items()], index=list(found)).fillna('none')
+    attributes = _attributes(found)
+    texts = pd.DataFrame([{**{a: _exact(a, scores.get(a)) for a in attributes}, **settings, 'name': name,
+                           **{column: _exact(column, value) for column, value in facts.items()}}
+                          for name, (facts, settings, scores) in found.items()], index=list(found)).fillna('default')
     kept = matching_runs(texts, conditions)
     return {name: found[name] for name in texts.index[kept]}
 
-def _as_table(found, sort_by):
+def _as_table(found, sort_by, attributes):
     "A row per run, sorted by a column, the best first, unknown values last."
     names = pd.Index(found, name='name', dtype=object)
-    facts = pd.DataFrame([facts for facts, _ in found.values()], names, list(RUN_COLUMNS))
+    facts = pd.DataFrame([facts for facts, *_ in found.values()], names, list(RUN_COLUMNS))
     facts = facts.astype({'date': 'datetime64[s]', 'photos': 'Int64'})
-    table = facts.join(differing_settings({name: settings for name, (_, settings) in found.items()}))
+    facts = facts.assign(**{a: pd.Series([o.get(a) for *_, o in found.values()], names, float) for a in attributes})
+    table = facts.join(differing_settings({name: settings for name, (_, settings, _) in found.items()}))
     column = _column(sort_by, ['name', *table, *Settings.model_fields], 'sort_by')
     if column == 'name': return table.sort_index()
     # A setting that is the same for all runs is no column.
     if column not in table: return table
     numbers = table[column] if column == 'date' else pd.to_numeric(table[column], errors='coerce')
     keys = numbers if numbers.notna().any() else table[column]
-    return table.loc[keys.sort_values(ascending=column not in HIGHEST_FIRST, kind='stable').index]
+    return table.loc[keys.sort_values(ascending=column not in {*HIGHEST_FIRST, *attributes}, kind='stable').index]
 
 # %% ../../nbs/88_experiment.runs.ipynb #053fc834
 @takes_settings(RunsSettings)
 def runs(
     settings:RunsSettings, # The folder, the order, and which runs
-) -> pd.DataFrame: # A row per run; columns: those of `RUN_COLUMNS`, then the settings that differ
+) -> pd.DataFrame: # A row per run; columns: those of `RUN_COLUMNS`, attributes that were asked for, the settings that differ
     """The finished runs of a folder; warns of folders that hold none.
 
-    Scores are means over the attributes, with the 95 % interval of macro-F1; `date` is local time. Raises `InputError` if
+    Scores are means over the attributes, with the 95 % interval of macro-F1; an attribute's column, there if it is
+    sorted or filtered by, is its macro-F1. `date` is local time. Raises `InputError` if
     there is no finished run, or a column or condition does not exist."""
     found, notes = _read_runs(settings.runs_dir)
     if not found: raise InputError("; ".join([f"runs_dir {settings.runs_dir}: holds no finished run", *notes]))
     for note in notes: warnings.warn(note, stacklevel=3)
-    return _as_table(_matching(found, settings.filter or []), settings.sort_by)
+    conditions = settings.filter or []
+    return _as_table(_matching(found, conditions), settings.sort_by, _attributes_asked(found, settings.sort_by, conditions))
 
 def runs_page(
     runs_dir, # A folder of runs
@@ -200,7 +224,7 @@ def runs_page(
     found, notes = _read_runs(runs_dir)
     path = Path(runs_dir)/'index.html'
     reports = {name: f'{name}/{RUN_FILES["report"][0]}' for name in found if Run(path.parent/name).file('report').exists()}
-    write_runs_page(path, _as_table(found, sort_by), reports, sort_by, notes)
+    write_runs_page(path, _as_table(found, sort_by, _attributes_asked(found, sort_by)), reports, sort_by, notes)
     return path
 
 # %% ../../nbs/88_experiment.runs.ipynb #cc4025ba
@@ -233,7 +257,7 @@ def _results(run):
     if not run.file('metrics').exists(): return ["not finished: there are no scores yet"]
     metrics, history = run.metrics, run.history
     try: scores = run.scores.astype(float)
-    except (TypeError, ValueError) as e: raise InputError(f"{run.file('metrics')}: is damaged ({e})") from e
+    except (TypeError, ValueError) as e: raise InputError(f"{run.file('metrics')}: is damaged, a score is no number") from e
     lines = [f"scores {TrainingPlan.of_run(run).validation_method}", scores_as_text(scores)]
     if 'kept_epoch' in metrics: lines += ["", f"epoch {metrics['kept_epoch']} of {metrics.get('epochs')} kept"]
     if history is not None and 'best' not in history:
@@ -251,5 +275,5 @@ def run_as_text(
     resolved = {name: setting_text(name, value) for name, value in config['plan'].items()}
     if 'found_learning_rate' in config: resolved['learning_rate'] = f"{config['found_learning_rate']}, found by lr_find"
     files = {file: text for file, text in RUN_FILES.values() if (run.path/file).exists()}
-    return "\n".join([f"{run.path}: started {started_at(run):%Y-%m-%d %H:%M}{took}", "", "given", *_facts_as_text(_given(run)), "",
+    return "\n".join([f"{run.path}: started {run_cell('date', started_at(run))}{took}", "", "given", *_facts_as_text(_given(run)), "",
                       "resolved to", *_facts_as_text(resolved), "", *_results(run), "", "files", *_facts_as_text(files)])

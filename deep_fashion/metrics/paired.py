@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRED_SCORES', 'MAX_LABELS', 'MIN_PRODUCTS', 'VERDICTS', 'paired_scores', 'labels_needed', 'labels_as_text',
-           'paired_differences']
+           'discordant_needed', 'expanded_level', 'paired_differences']
 
 # %% ../../nbs/44_metrics.paired.ipynb #31952e6e
 import math
@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 # %% ../../nbs/44_metrics.paired.ipynb #3b65ed6c
 PAIRED_SCORES = ('macro_f1', 'accuracy')
@@ -84,33 +84,53 @@ def labels_as_text(
 MIN_PRODUCTS = 10 # with a label, below which nothing is said
 VERDICTS = ('better', 'worse', 'cannot tell', 'no difference', 'too few labels')
 
-def _verdict(products, is_same, low, high):
-    if products < MIN_PRODUCTS: return 'too few labels'
-    if is_same: return 'no difference'
+def discordant_needed(
+    level:float, # Of the interval
+) -> int: # With fewer, an exact two-sided sign test cannot reject, whatever they say
+    "On how many products two taggers have to differ before anything can be told."
+    return math.ceil(math.log2(2/(1 - level)) - 1e-9)
+
+def expanded_level(
+    level:float, # Of the interval that is wanted
+    discordant:int, # Products on which two taggers differ
+) -> float: # Higher than `level`; closer to it, the more products there are
+    "The level at which percentiles of a bootstrap have to be taken to hold `level` (Hesterberg 2015)."
+    n = max(2, discordant)
+    return float(1 - 2*norm.cdf(-math.sqrt(n/(n - 1))*t.ppf((1 + level)/2, n - 1)))
+
+def _verdict(facts, level, low, high):
+    if facts['products'] < MIN_PRODUCTS: return 'too few labels'
+    if not facts['discordant']: return 'no difference'
+    if facts['discordant'] < discordant_needed(level): return 'cannot tell'
     return 'better' if low > 0 else 'worse' if high < 0 else 'cannot tell'
 
 def _row(scores, samples, facts, level):
     "One row of `paired_differences`, from the two scores of both taggers (2, 2) and those of the samples (2, draws, 2)."
-    row, is_scored = dict(facts, level=level), facts['products'] >= MIN_PRODUCTS
+    row, is_scored, wide = dict(facts, level=level), facts['products'] >= MIN_PRODUCTS, expanded_level(level, facts['discordant'])
     for score, (reference, other), of_samples in zip(PAIRED_SCORES, scores, samples):
         differences = of_samples[:, 1] - of_samples[:, 0]
         differences = differences[~np.isnan(differences)] if is_scored else np.array([np.nan])
-        low, high = np.quantile(differences, [(1 - level)/2, (1 + level)/2])
+        low, high = np.quantile(differences, [(1 - wide)/2, (1 + wide)/2])
         row |= {f'{score}_reference': reference, score: other, f'{score}_difference': other - reference,
                 f'{score}_low': low, f'{score}_high': high}
         if score == 'macro_f1': error = differences.std()
-    row['verdict'] = _verdict(row['products'], row.pop('same'), row['macro_f1_low'], row['macro_f1_high'])
+    row['verdict'], row['accuracy_verdict'] = (_verdict(facts, level, row[f'{s}_low'], row[f'{s}_high']) for s in PAIRED_SCORES)
     row['labels_needed'] = np.nan
     if row['verdict'] in ('cannot tell', 'no difference'):
-        row['labels_needed'] = labels_needed(row['labels'], row['macro_f1_difference'], error, level)
+        # However sure the bootstrap is, the taggers have to differ on enough products.
+        least = max(row['discordant'], discordant_needed(level))
+        lacking = math.ceil(row['labels']*(least/max(1, row['discordant']) - 1))
+        needed = labels_needed(row['labels'], row['macro_f1_difference'], error, expanded_level(level, least))
+        row['labels_needed'] = max(needed, float(lacking))
     return row
 
 # %% ../../nbs/44_metrics.paired.ipynb #d9ee1f5a
 def _facts(predicted, targets, products, used):
-    "Labels, products with a label, and whether two taggers (2, photos, attributes) agree on all, for the attributes `used`."
+    "Of the attributes `used`: labels, photos and products with a label, products on which two taggers (2, ...) differ."
     known = targets[:, used] >= 0
-    is_same = not (known & (predicted[0][:, used] != predicted[1][:, used])).any()
-    return dict(labels=int(known.sum()), products=len(np.unique(products[known.any(1)])), same=is_same)
+    differ = (known & (predicted[0][:, used] != predicted[1][:, used])).any(1)
+    return dict(labels=int(known.sum()), photos=int(known.any(1).sum()), products=len(np.unique(products[known.any(1)])),
+                discordant=len(np.unique(products[differ])))
 
 def paired_differences(
     predicted, # Class indices (taggers, photos, attributes); the first tagger is the reference
@@ -121,9 +141,10 @@ def paired_differences(
 ) -> pd.DataFrame: # A row per `tagger` (from 1) and `attribute`, the `mean` last
     """Differences to the first tagger, with intervals of the paired bootstrap, in words, and how many further labels would tell.
 
-    Columns: `labels`, `products` (with a label), `level` of the intervals, and of each of `PAIRED_SCORES` s: `s_reference`, `s`,
-    `s_difference`, `s_low`, `s_high`; `verdict` (on macro-F1, one of `VERDICTS`), `labels_needed`. The mean is over the attributes
-    with labels of at least `MIN_PRODUCTS` products."""
+    Columns: `labels`, `photos` and `products` (with a label), `discordant` (products on which the taggers differ), `level` of the
+    intervals, and of each of `PAIRED_SCORES` s: `s_reference`, `s`, `s_difference`, `s_low`, `s_high`; `verdict` (on
+    macro-F1, one of `VERDICTS`) and `accuracy_verdict`, `labels_needed`.
+    The mean is over the attributes with labels of at least `MIN_PRODUCTS` products."""
     predicted, targets = np.asarray(predicted), np.asarray(targets)
     products = np.arange(len(targets)) if products is None else np.asarray(products)
     scores, samples = paired_scores(predicted, targets, products, draws)

@@ -76,9 +76,11 @@ that both scored. With an asterisk: the epoch was chosen on the photos that were
 """)
 
 # %% ../../nbs/75_report.runs_page.ipynb #10944cbd
-RUN_COLUMNS = dict(date='date', scored='scored on', photos='photos', macro_f1='macro-F1', macro_f1_low='from', macro_f1_high='to',
-                   majority_macro_f1='majority macro-F1', coverage_at_95='coverage at 95 %', minutes='minutes') # Name -> heading
-HIGHEST_FIRST = {'date', 'photos', 'macro_f1', 'macro_f1_low', 'macro_f1_high', 'majority_macro_f1', 'coverage_at_95'} # is best
+# Name -> heading; scores come first, since of a wide table only the first columns are seen.
+RUN_COLUMNS = dict(macro_f1='macro-F1', macro_f1_low='from', macro_f1_high='to', majority_macro_f1='majority macro-F1',
+                   accuracy='accuracy', majority_accuracy='majority accuracy', coverage_at_95='coverage at 95 %', photos='photos',
+                   scored='scored on', date='date', minutes='minutes')
+HIGHEST_FIRST = RUN_COLUMNS.keys() - {'scored', 'minutes'} # is best
 
 def run_cell(
     column:str, # Of a table of runs
@@ -90,11 +92,14 @@ def run_cell(
     if column == 'minutes': return f'{value:.1f}'
     return f'{value:.3f}' if isinstance(value, float) else str(value)
 
+def _is_number(table, name): return name in table and pd.api.types.is_numeric_dtype(table[name])
+def _is_attribute(table, name): return name not in RUN_COLUMNS and _is_number(table, name)
+def _title(table, name): return f'macro-F1 of {name}' if _is_attribute(table, name) else RUN_COLUMNS.get(name, name)
+
 def _columns(table):
-    names = ['name', *table.columns]
-    def is_number(name): return name != 'name' and pd.api.types.is_numeric_dtype(table[name])
-    return [dict(name=name, title=RUN_COLUMNS.get(name, name), number=is_number(name),
-                 first='descending' if name in HIGHEST_FIRST else 'ascending') for name in names]
+    return [dict(name=name, title=_title(table, name), number=_is_number(table, name),
+                 first='descending' if name in HIGHEST_FIRST or _is_attribute(table, name) else 'ascending')
+            for name in ('name', *table.columns)]
 
 def _cell(column, value):
     whole = run_cell(column, value)
@@ -103,7 +108,7 @@ def _cell(column, value):
 
 # %% ../../nbs/75_report.runs_page.ipynb #fe7df20a
 def runs_as_text(
-    table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
+    table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, attributes as numbers, settings as text
 ) -> str:
     "The runs in aligned columns, the settings at the end of each line."
     rows = list(table.iterrows())
@@ -114,7 +119,8 @@ def runs_as_text(
             ends = zip(cells(name), cells('macro_f1_high'))
             columns.append(ScoreColumn('95 % interval', ['–' if low == '–' else f'{low}-{high}' for low, high in ends]))
         elif name != 'macro_f1_high': columns.append(ScoreColumn(RUN_COLUMNS[name], cells(name)))
-    settings = [name for name in table if name not in RUN_COLUMNS]
+    columns += [ScoreColumn(one_line(_title(table, name)), cells(name)) for name in table if _is_attribute(table, name)]
+    settings = [name for name in table if name not in RUN_COLUMNS and not _is_attribute(table, name)]
     texts = [one_line(', '.join(f'{name}={one_line(row[name], 30)}' for name in settings), 90) for _, row in rows]
     if settings: columns.append(ScoreColumn('settings', texts))
     return aligned(columns, ('name', 'date', 'settings'))
@@ -122,7 +128,7 @@ def runs_as_text(
 # %% ../../nbs/75_report.runs_page.ipynb #d0b20f6c
 def write_runs_page(
     path, # The HTML file: new, or an earlier page of runs
-    table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, then settings as text
+    table:pd.DataFrame, # A row per run; columns: those of `RUN_COLUMNS`, attributes as numbers, settings as text
     reports:dict, # Name of a run -> path of its report, relative to the page; None where there is none
     sorted_by:str='date', # The column by which `table` is sorted
     notes=(), # Sentences above the table
