@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import deep_fashion.experiment.sweep as module
-from deep_fashion.core import InputError
+from deep_fashion.core import InputError, read_json
 from deep_fashion.experiment.search_result import Sweep
 from deep_fashion.experiment.sweep import sweep
 
@@ -77,6 +77,29 @@ def test_a_sweep_from_the_file_to_the_best_settings(command, config, tmp_path):
     again = command(*words)
     assert again.status == 2 and "is finished" in again.err and "all combinations" in again.err
     assert "was started with test_pct 0.2" in command(*words, "--test_pct", "0.4").err
+
+
+def test_the_best_settings_repeat_the_catch_all_classes_of_the_search(command, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("deep_fashion.data.training_set.resolve_catch_all", lambda table, *_: dict(neck=table.rows.neck.mode()[0]))
+    found = sweep(config("[search]\ntitles = [false]"), "auto", sweeps_dir=tmp_path / "sweeps")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    expected = dict(part.split("=") for part in found.result["settings"]["catch_all"].split(","))
+    assert expected["neck"] != "class" and expected["pattern"] == expected["sleeve_length"] == "class"
+    for i, options in enumerate((["--config", found.file("best")], shlex.split(found.command)[2:])):
+        assert command("train", *options, "--run_name", i, "--no-report").status == 0
+        assert read_json(tmp_path / f"runs/{i}/metrics.json")["catch_all"] == dict(neck=expected["neck"])
+
+
+def test_photos_of_products_set_aside_are_left_out_of_both_tables(samples, config, tmp_path):
+    rows = pd.read_csv(samples.csv, dtype=str).drop_duplicates("filename", ignore_index=True)
+    for name, part in dict(train=rows[rows.index % 3 > 0], valid=rows[rows.index % 3 == 0]).items():
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    file = config("[search]\ntitles = [false]", csv_path=str(tmp_path / "train.csv"), valid_csv=str(tmp_path / "valid.csv"))
+    split = pd.read_csv(sweep(file, "two", sweeps_dir=tmp_path / "sweeps").file("split"))
+    assert split.groupby("product")["used"].nunique().max() == 1
+    of_valid = split.filename.isin(rows.filename[::3])
+    assert (split.used[of_valid] == "set aside").any() and (split.used[of_valid] == "search").any()
 
 
 def test_a_stopped_sweep_ends_as_one_that_was_not(command, config, tmp_path, monkeypatch):

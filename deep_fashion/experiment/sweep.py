@@ -34,7 +34,7 @@ from ..report.plots import save_figure
 from ..report.tables import score_text, scores_as_dict
 from ..report.sweep_page import SweepReport, plot_importances, sweep_page
 from .plan import training_plan
-from .search_result import SWEEP_FILES, Sweep, sweep_summary, table_of_scores, train_command
+from .search_result import SWEEP_FILES, Sweep, option_text, sweep_summary, table_of_scores, train_command
 from .search_space import planned_trials, read_search
 from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, next_trial,
                                                   open_study, repeated_result, setting_importances, trials_table)
@@ -195,11 +195,18 @@ def _scored(trainer, test, values):
                 difference=difference and dict(asdict(difference), verdict=difference.verdict),
                 set_aside=dict(photos=int(found.scores.photos['mean']), products=test.products.nunique()))
 
+def _given(path, trainer, values):
+    "The settings that train with `values` on all photos."
+    settings = trainer.search.settings(values)
+    found = trainer.photos(settings, training_plan(settings)).table
+    # With more photos, other classes may look like a catch-all class.
+    catch_all = {a: found.catch_all.get(a, 'class') for a in found.attributes}
+    return dict(run_name=f'{path.name}-best', **{**trainer.search.values(values), 'catch_all': option_text(catch_all) or catch_all})
+
 def _result(path, study, trainer, test):
     "The content of result.json."
     number, trial = best_trial(study)
-    scores, search = trial.user_attrs['scores'], trainer.search
-    given = dict(run_name=f'{path.name}-best', **search.values(trial.params))
+    scores, search, given = trial.user_attrs['scores'], trainer.search, _given(path, trainer, trial.params)
     looks = read_json(path/SWEEP_FILES['result'])['looks'] if (path/SWEEP_FILES['result']).exists() else 0
     return dict(trials=_counts(trials_table(study, search.space)), best=trial.params, best_trial=number,
                 settings={name: plain_value(value) for name, value in given.items()},
