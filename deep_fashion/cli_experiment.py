@@ -43,8 +43,7 @@ def run_sweep(settings:SweepSettings) -> int:
     "Search over settings."
     from deep_fashion.experiment.search_result import sweep_as_text
     from deep_fashion.experiment.sweep import sweep
-    try: print(sweep_as_text(sweep(settings)))
-    except KeyboardInterrupt: raise KeyboardInterrupt("stopped; finished trials are kept, the same command continues") from None
+    print(sweep_as_text(sweep(settings)))
     return 0
 
 def run_bodies(settings:BodiesSettings) -> int:

@@ -75,7 +75,8 @@ def test_a_sweep_from_the_file_to_the_best_settings(command, config, tmp_path):
     shown = [command("train", *options, "--show_config").out for options in ways]
     assert shown[0] == shown[1] and f"titles = {str(found.best['titles']).lower()}" in shown[0]
     again = command(*words)
-    assert again.status == 2 and "is finished" in again.err and "all combinations" in again.err
+    assert (again.status, again.out) == (0, result.out) and "is finished, with 4 trials; all combinations" in again.err
+    assert found.result == Sweep(found.path).result  # nothing was scored again
     assert "was started with test_pct 0.2" in command(*words, "--test_pct", "0.4").err
 
 
@@ -109,10 +110,21 @@ def test_a_stopped_sweep_ends_as_one_that_was_not(command, config, tmp_path, mon
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return train(*arguments)
+    def stopped_at_once(*_): raise KeyboardInterrupt
     monkeypatch.setattr(module, "run_trial", stopped)
     result = command("sweep", "--config", file, "--name", "stopped")
-    assert result.status == 130 and "the same command continues" in result.err and not (tmp_path / "sweeps/stopped/result.json").exists()
+    assert result.status == 130 and not (tmp_path / "sweeps/stopped/result.json").exists()
+    assert "stopped; 1 finished trial is kept, the same command continues" in result.err
+    with monkeypatch.context() as during:
+        during.setattr(module, "set_products_aside", stopped_at_once)
+        for name, line in dict(stopped="1 finished trial is kept", new="deep_fashion: stopped\n").items():
+            assert line in command("sweep", "--config", file, "--name", name).err
+    assert not (tmp_path / "sweeps/new").exists()
     assert command("sweep", "--config", file, "--name", "stopped").status == 0
+    changed = file.read_text().replace("1e-4", "1e-3")
+    file.with_name("changed.toml").write_text(changed)
+    words = "was started with learning_rate 0.0001 to 0.01, logarithmic in [search];"
+    assert words in command("sweep", "--config", file.with_name("changed.toml"), "--name", "stopped").err
     assert len(calls) == 4  # the one that was stopped is repeated, the one before it is not
     monkeypatch.undo()
     one = Sweep(tmp_path / "sweeps/stopped").trials

@@ -24,19 +24,19 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from ..core import (UNFINISHED, InputError, counted, read_json, shorten_list, sole_user, versions, whole_file, write_csv,
+from ..core import (UNFINISHED, InputError, counted, read_json, sole_user, versions, whole_file, write_csv,
                                write_json)
 from ..settings import Settings, as_toml, plain_value, takes_settings
-from ..run import fingerprints
 from ..commands import SweepSettings
 from ..data.training_set import set_products_aside
 from ..report.plots import save_figure
 from ..report.tables import score_text, scores_as_dict
 from ..report.sweep_page import SweepReport, plot_importances, sweep_page
 from .plan import training_plan
-from .search_result import SWEEP_FILES, Sweep, option_text, sweep_summary, table_of_scores, train_command
+from .search_result import (SWEEP_FILES, Sweep, is_finished, option_text, start_of, sweep_summary,
+                                                   table_of_scores, train_command)
 from .search_space import planned_trials, read_search
-from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, next_trial,
+from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, import_optuna, next_trial,
                                                   open_study, repeated_result, setting_importances, trials_table)
 from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial
 
@@ -146,28 +146,13 @@ def _claimed(path):
         raise
 
 # %% ../../nbs/91_experiment.sweep.ipynb #f4f3534b
-def _start_of(search):
-    "What has to be the same when a sweep is continued."
-    space = {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
-    return dict(settings=search.fixed, search=space, sweep=options, sha256=fingerprints(search.settings({})))
-
-def _check_continued(path, search):
-    "Raise `InputError` if the sweep in `path` was started with something else, or is finished."
-    before, now = read_json(path/SWEEP_FILES['start']), _start_of(search)
-    for part in ('settings', 'search', 'sweep'):
-        earlier = before.get(part) if isinstance(before.get(part), dict) else {}
-        changed = [name for name in {**earlier, **now[part]} if earlier.get(name) != now[part].get(name)]
-        if changed:
-            found = shorten_list(f"{name} {earlier[name]}" if name in earlier else f"no {name}" for name in changed)
-            where = ' in [search]' if part == 'search' else ''
-            raise InputError(f"{path}: was started with {found}{where}; continue it with the same, or choose another name")
-    changed = [name for name, o in now['sha256'].items() if before.get('sha256', {}).get(name) != o]
-    if changed: raise InputError(f"{search.fixed[changed[0]]}: has changed since {path} was started; choose another name")
-    result, n = path/SWEEP_FILES['result'], planned_trials(search)[0]
-    if not result.exists() or read_json(result)['trials']['all'] < n: return
-    more = "all combinations were tried" if planned_trials(search)[1] else "more trials continue it"
-    raise InputError(f"{path}: is finished, with {counted(n, 'trial')}; {more}, another name starts a new one")
+def _stopped(path):
+    "What a stop leaves in the folder of a sweep, in words; empty before the sweep has begun."
+    if not (path/SWEEP_FILES['start']).exists(): return ''
+    kept = None
+    with suppress(InputError): kept = len(finished_trials(open_study(path/SWEEP_FILES['study'])))
+    trials = "finished trials are" if kept is None else f"{counted(kept, 'finished trial')} {'is' if kept == 1 else 'are'}"
+    return f"stopped; {trials} kept, the same command continues"
 
 # %% ../../nbs/91_experiment.sweep.ipynb #c9a2df5b
 def _counts(trials):
@@ -259,7 +244,7 @@ def _set_aside(path, search):
     if not (path/SWEEP_FILES['start']).exists():
         used = aside.rows.is_valid.map({True: 'set aside', False: 'search'})
         write_csv(path/SWEEP_FILES['split'], pd.DataFrame(dict(filename=aside.rows.filename, product=aside.products, used=used)))
-        write_json(path/SWEEP_FILES['start'], dict(_start_of(search), versions=versions()))
+        write_json(path/SWEEP_FILES['start'], dict(start_of(search), versions=versions()))
     return test, trainer
 
 @takes_settings(SweepSettings)
@@ -268,16 +253,21 @@ def sweep(
 ) -> Sweep:
     """Search over settings, and leave trials, best settings and their honest score in `sweeps_dir`/`name`.
 
-    One that was stopped continues; one that is finished continues with more `trials`.
+    One that was stopped continues; one that is finished continues with more `trials`, and is returned as it is without.
     Raises `InputError` for whatever is wrong with what was given, before the first trial starts, or if no trial was completed."""
     search = read_search(settings)
     path, database = search.sweep.sweeps_dir/search.sweep.name, search.sweep.sweeps_dir/search.sweep.name/SWEEP_FILES['study']
     planned_trials(search)
-    with _claimed(path):
-        if (path/SWEEP_FILES['start']).exists(): _check_continued(path, search)
-        test, trainer = _set_aside(path, search)
-        study = open_study(database)
-        drop_stopped_trials(study, search)
-        run_trials(study, trainer, database)
-        write_results(path, study, trainer, test)
+    import_optuna()
+    try:
+        with _claimed(path):
+            if not (path/SWEEP_FILES['start']).exists() or not is_finished(path, search): _continue(path, search, database)
+    except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(path)) from None
     return Sweep(path)
+
+def _continue(path, search, database):
+    test, trainer = _set_aside(path, search)
+    study = open_study(database)
+    drop_stopped_trials(study, search)
+    run_trials(study, trainer, database)
+    write_results(path, study, trainer, test)
