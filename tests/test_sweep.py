@@ -103,6 +103,15 @@ def test_photos_of_products_set_aside_are_left_out_of_both_tables(samples, confi
     assert (split.used[of_valid] == "set aside").any() and (split.used[of_valid] == "search").any()
 
 
+def test_weights_that_saw_what_is_set_aside_are_named(command, config, samples, trained, tmp_path):
+    file = config("[search]\nepochs = [1]", weights=str(trained / "checkpoint.pth"), names=str(samples.names))
+    # The default seed would set aside what the run did not train on either.
+    found = command("sweep", "--config", file, "--name", "seen", "--random_seed", 7)
+    assert found.status == 0, found.err
+    assert sum("trained on photos that are set aside now" in note for note in found.notes) == 1, found.notes
+    assert "trained on photos that are set aside now" in found.out and "With the default settings" not in found.out
+
+
 def test_a_stopped_sweep_ends_as_one_that_was_not(command, config, tmp_path, monkeypatch):
     file = config("[search]\nlearning_rate = {low = 1e-4, high = 1e-2, log = true}\n[sweep]\nmethod = 'random'\ntrials = 3")
     train, calls = module.run_trial, []

@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['import_optuna', 'open_study', 'TrialResult', 'finish_trial', 'finished_trials', 'drop_stopped_trials', 'next_trial',
-           'repeated_result', 'trials_table', 'best_trial', 'setting_importances']
+           'repeated_result', 'trials_table', 'best_trial', 'setting_importances', 'start_of', 'is_finished']
 
 # %% ../../nbs/91_experiment.search_study.ipynb #33f99405
+import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ..core import InputError, requires_extra
+from ..core import InputError, counted, read_json, requires_extra, shorten_list
+from ..run import fingerprints
+from ..report.sweep_page import space_text
 from ..train.checkpoint import hash_seed
-from .search_space import Search, optuna_distributions
+from .search_result import SWEEP_FILES
+from .search_space import Search, optuna_distributions, planned_trials
 
 # %% ../../nbs/91_experiment.search_study.ipynb #09372724
 @contextmanager
@@ -174,3 +178,40 @@ def setting_importances(
     varied = [name for name in complete[0].params if len({str(t.params[name]) for t in complete}) > 1] if complete else []
     if len(complete) < _MIN_TRIALS or not varied or len({t.value for t in complete}) < 2: return None
     return {name: float(o) for name, o in get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=varied).items()}
+
+# %% ../../nbs/91_experiment.search_study.ipynb #5d461a55
+def _values_of(search):
+    return {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
+
+def start_of(
+    search:Search, # What is searched
+) -> dict:
+    "What has to be the same when a sweep is continued."
+    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
+    return dict(settings=search.fixed, search=_values_of(search), sweep=options, sha256=fingerprints(search.settings({})))
+
+def _check_continued(path, search):
+    "Raise `InputError` if the sweep in `path` was started with something else."
+    before, now = read_json(path/SWEEP_FILES['start']), start_of(search)
+    for part in ('settings', 'search', 'sweep'):
+        earlier = before.get(part) if isinstance(before.get(part), dict) else {}
+        changed = [name for name in {**earlier, **now[part]} if earlier.get(name) != now[part].get(name)]
+        if changed:
+            found = shorten_list(f"{name} {space_text(earlier[name])}" if name in earlier else f"no {name}" for name in changed)
+            where = ' in [search]' if part == 'search' else ''
+            raise InputError(f"{path}: was started with {found}{where}; continue it with the same, or choose another name")
+    changed = [name for name, o in now['sha256'].items() if before.get('sha256', {}).get(name) != o]
+    if changed: raise InputError(f"{search.fixed[changed[0]]}: has changed since {path} was started; choose another name")
+
+def is_finished(
+    path:Path, # The folder of a sweep that was started
+    search:Search, # What is searched
+) -> bool:
+    "Whether the sweep has as many trials as are wanted; a note says how it goes on. Raises `InputError` if it is another search."
+    _check_continued(path, search)
+    result, (n, listed) = path/SWEEP_FILES['result'], planned_trials(search)
+    found = read_json(result)['trials']['all'] if result.exists() else 0
+    if found < n: return False
+    more = "all combinations were tried" if listed and found >= len(listed) else "more trials continue it"
+    warnings.warn(f"{path}: is finished, with {counted(found, 'trial')}; {more}, another name starts a new one", stacklevel=3)
+    return True

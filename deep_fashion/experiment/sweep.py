@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -31,14 +32,15 @@ from ..commands import SweepSettings
 from ..data.training_set import set_products_aside
 from ..report.plots import save_figure
 from ..report.tables import score_text, scores_as_dict
-from ..report.sweep_page import SweepReport, plot_importances, sweep_page
+from ..report.sweep_page import SweepReport, plot_importances, space_text, sweep_page
 from .plan import training_plan
-from .search_result import (SWEEP_FILES, Sweep, is_finished, option_text, start_of, sweep_summary,
+from .search_result import (SWEEP_FILES, Sweep, option_text, seen_text, sweep_summary,
                                                    table_of_scores, train_command)
 from .search_space import planned_trials, read_search
-from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, import_optuna, next_trial,
-                                                  open_study, repeated_result, setting_importances, trials_table)
-from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial
+from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, import_optuna,
+                                                  is_finished, next_trial,
+                                                  open_study, repeated_result, setting_importances, start_of, trials_table)
+from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial, weights_that_saw
 
 # %% ../../nbs/91_experiment.sweep.ipynb #fa190d26
 _worker = {}
@@ -170,7 +172,7 @@ def _are_same(trainer, *several):
     return all(o == resolved[0] for o in resolved)
 
 def _scored(trainer, test, values):
-    "What the photos set aside say: scores of `values` and of no choice, and their difference."
+    "What the photos set aside say: scores of `values` and of the default settings, and their difference."
     found, reason, other = held_out_result(trainer, values, test), None, None
     if not _are_same(trainer, values, {}):
         try: other = held_out_result(trainer, {}, test)
@@ -197,7 +199,8 @@ def _result(path, study, trainer, test):
                 settings={name: plain_value(value) for name, value in given.items()},
                 command=train_command(given, path/SWEEP_FILES['best']), importances=setting_importances(study), looks=looks + 1,
                 search_scores=dict(attributes={a: o for a, o in scores.items() if a != 'mean'}, mean=scores['mean']),
-                **_scored(trainer, test, trial.params), versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
+                **_scored(trainer, test, trial.params), seen_by=weights_that_saw(search, test),
+                versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
 
 # %% ../../nbs/91_experiment.sweep.ipynb #d1d15afa
 def _cells(scores):
@@ -209,11 +212,9 @@ def _report(path, result, trials, search):
     scores = pd.DataFrame(dict(search=_cells(table_of_scores(result['search_scores'])), winner=_cells(test)), index=test.index)
     if result['default_scores']: scores['default'] = _cells(table_of_scores(result['default_scores']))
     scores['majority'] = [score_text(o) for o in test.majority_macro_f1]
-    space = {name: ', '.join(map(str, o)) if isinstance(o, list) else f"{o.low} to {o.high}" + (f", step {o.step}" if o.step else '')
-             + (", logarithmic" if o.log else '') for name, o in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
-    facts = {'What was tried': space, 'Fixed settings': search.fixed, 'Sweep': {**options, 'finished': result['finished']},
-             'Versions': result['versions']}
+    started = {part: {name: space_text(o) for name, o in values.items()} for part, values in start_of(search).items()}
+    facts = {'What was tried': started['search'], 'Fixed settings': started['settings'],
+             'Sweep': {**started['sweep'], 'finished': result['finished']}, 'Versions': result['versions']}
     return SweepReport(path.name, sweep_summary(result), result['command'], result['best_trial'], scores, trials, list(search.space),
                        result['importances'], facts)
 
@@ -241,6 +242,7 @@ def _set_aside(path, search):
     aside = set_products_aside(base, options.test_pct, options.random_seed)
     trainer = Trainer(search, set(aside.rows.filename[aside.rows.is_valid]))
     test = held_out_photos(aside, trainer.photos(base, training_plan(base)))
+    if seen := weights_that_saw(search, test): warnings.warn(seen_text(seen), stacklevel=3)
     if not (path/SWEEP_FILES['start']).exists():
         used = aside.rows.is_valid.map({True: 'set aside', False: 'search'})
         write_csv(path/SWEEP_FILES['split'], pd.DataFrame(dict(filename=aside.rows.filename, product=aside.products, used=used)))
