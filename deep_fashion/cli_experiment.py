@@ -43,18 +43,18 @@ def run_sweep(settings:SweepSettings) -> int:
     "Search over settings."
     from deep_fashion.experiment.search_result import sweep_as_text
     from deep_fashion.experiment.sweep import sweep
-    try: print(sweep_as_text(sweep(settings)))
-    except KeyboardInterrupt: raise KeyboardInterrupt("stopped; finished trials are kept, the same command continues") from None
+    print(sweep_as_text(sweep(settings)))
     return 0
 
 def run_bodies(settings:BodiesSettings) -> int:
     "Compare frozen bodies."
     from deep_fashion.experiment.bodies import bodies
-    from deep_fashion.report.bodies_page import bodies_as_text
+    from deep_fashion.report.bodies_page import bodies_as_text, majority_text
     try: found = bodies(settings)
     except KeyboardInterrupt:
         kept = (settings.out/'results').is_dir()
         raise KeyboardInterrupt("stopped; finished bodies are kept, the same command continues" if kept else '') from None
     print(bodies_as_text(found))
-    print(f"\n{found.attrs['advice']}\nlook at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
+    print(f"\n{majority_text(found)}\n{found.attrs['advice']}")
+    print(f"look at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
     return 0

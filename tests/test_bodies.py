@@ -139,25 +139,29 @@ def test_a_name_that_both_libraries_have_stays_the_one_of_timm(tmp_path):
 
 def test_bodies_are_compared(command, refused, data, names, tmp_path):
     words = ["bodies", "--out", "out", "--photos", "16", *SMALL, *data]
-    found = command(*words, "--arch", ",".join([names[0], "nonsense", "+".join(names), "+".join(names[::-1]), "shufflenet_v2_x0_5"]))
+    archs = [names[0], "local-dir:/nowhere", "+".join(names), "+".join(names[::-1]), "shufflenet_v2_x0_5"]
+    found = command(*words, "--arch", ",".join(archs))
     assert found.status == 0, found.err
     skipped = [note for note in found.notes if "is skipped" in note]
-    assert len(skipped) == 2 and "'nonsense' is skipped: no architecture" in skipped[0]
+    assert len(skipped) == 2 and "'local-dir:/nowhere' is skipped: cannot be fetched" in skipped[0]
     table = pd.read_csv(tmp_path / "out/bodies.csv")
     assert sorted(table.arch) == sorted([names[0], "+".join(names)]) and table.is_advised.sum() == 1
     assert (table.macro_f1_low <= table.macro_f1).all() and (table.macro_f1 <= table.macro_f1_high).all()
     assert (table.photos_per_second > 0).all() and table.difference.max() == 0
     page = (tmp_path / "out/bodies.html").read_text(encoding="utf-8")
-    assert "nonsense: no architecture" in page and "<svg" in page and "16 labelled photos" in page
+    assert "local-dir:/nowhere: cannot be fetched" in page and "<svg" in page and "16 labelled photos" in page
     advice = next(line for line in found.out.splitlines() if line.startswith("Take "))
     assert advice.split(":")[0] in page
-    refused(*words, "--arch", names[0], says=["exists already"])
+    assert "Always naming the most frequent class gets a macro-F1 of" in found.out
+    refused(*words, "--arch", names[0], says=["finished comparison of other bodies"])
 
 
 def test_no_body_is_left(refused, data, tmp_path):
-    says = ["no body could be measured", "nonsense", "neither"]
-    refused("bodies", "--out", "out", "--arch", "nonsense,neither", *SMALL, *data, says=says)
+    says = ["no body could be measured", "local-dir:/a", "local-dir:/b"]
+    refused("bodies", "--out", "out", "--arch", "local-dir:/a,local-dir:/b", *SMALL, *data, says=says)
     assert not (tmp_path / "out").exists()
+    says = ["'resnett34' (nearest: resnet34", "'resnet1 8' (nearest: resnet18"]
+    refused("bodies", "--out", "out", "--arch", "resnet18+resnett34,test_resnet,resnet1 8", *SMALL, *data, says=says)
     refused("bodies", "--out", "out", "--arch", ",", *SMALL, *data, says=["arch is empty"])
     refused("bodies", "--out", "out", "--arch", "resnet18", *SMALL, *data, "--photos", "2", says=["at least 2 products", "--photos"])
 
@@ -175,5 +179,7 @@ def test_a_stopped_comparison_is_continued(monkeypatch, command, refused, data, 
     assert stopped.status == 130 and "the same command continues" in stopped.err
     refused(*words, "--random_seed", "7", says=["other photos or settings"])
     monkeypatch.setattr(module, "measure_body", lambda training: (measured.append(training.plan.arch), measure(training))[1])
-    assert command(*words).status == 0
+    finished = command(*words)
+    again = command(*words)
+    assert (finished.status, again.status, again.out) == (0, 0, finished.out) and any("is finished" in note for note in again.notes)
     assert measured == names and len(pd.read_csv(tmp_path / "out/bodies.csv")) == 2

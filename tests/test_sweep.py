@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import deep_fashion.experiment.sweep as module
-from deep_fashion.core import InputError
+from deep_fashion.core import InputError, read_json
 from deep_fashion.experiment.search_result import Sweep
 from deep_fashion.experiment.sweep import sweep
 
@@ -75,8 +75,41 @@ def test_a_sweep_from_the_file_to_the_best_settings(command, config, tmp_path):
     shown = [command("train", *options, "--show_config").out for options in ways]
     assert shown[0] == shown[1] and f"titles = {str(found.best['titles']).lower()}" in shown[0]
     again = command(*words)
-    assert again.status == 2 and "is finished" in again.err and "all combinations" in again.err
+    assert (again.status, again.out) == (0, result.out) and "is finished, with 4 trials; all combinations" in again.err
+    assert found.result == Sweep(found.path).result  # nothing was scored again
     assert "was started with test_pct 0.2" in command(*words, "--test_pct", "0.4").err
+
+
+def test_the_best_settings_repeat_the_catch_all_classes_of_the_search(command, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("deep_fashion.data.training_set.resolve_catch_all", lambda table, *_: dict(neck=table.rows.neck.mode()[0]))
+    found = sweep(config("[search]\ntitles = [false]"), "auto", sweeps_dir=tmp_path / "sweeps")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    expected = dict(part.split("=") for part in found.result["settings"]["catch_all"].split(","))
+    assert expected["neck"] != "class" and expected["pattern"] == expected["sleeve_length"] == "class"
+    for i, options in enumerate((["--config", found.file("best")], shlex.split(found.command)[2:])):
+        assert command("train", *options, "--run_name", i, "--no-report").status == 0
+        assert read_json(tmp_path / f"runs/{i}/metrics.json")["catch_all"] == dict(neck=expected["neck"])
+
+
+def test_photos_of_products_set_aside_are_left_out_of_both_tables(samples, config, tmp_path):
+    rows = pd.read_csv(samples.csv, dtype=str).drop_duplicates("filename", ignore_index=True)
+    for name, part in dict(train=rows[rows.index % 3 > 0], valid=rows[rows.index % 3 == 0]).items():
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    file = config("[search]\ntitles = [false]", csv_path=str(tmp_path / "train.csv"), valid_csv=str(tmp_path / "valid.csv"))
+    split = pd.read_csv(sweep(file, "two", sweeps_dir=tmp_path / "sweeps").file("split"))
+    assert split.groupby("product")["used"].nunique().max() == 1
+    of_valid = split.filename.isin(rows.filename[::3])
+    assert (split.used[of_valid] == "set aside").any() and (split.used[of_valid] == "search").any()
+
+
+def test_weights_that_saw_what_is_set_aside_are_named(command, config, samples, trained, tmp_path):
+    file = config("[search]\nepochs = [1]", weights=str(trained / "checkpoint.pth"), names=str(samples.names))
+    # The default seed would set aside what the run did not train on either.
+    found = command("sweep", "--config", file, "--name", "seen", "--random_seed", 7)
+    assert found.status == 0, found.err
+    assert sum("trained on photos that are set aside now" in note for note in found.notes) == 1, found.notes
+    assert "trained on photos that are set aside now" in found.out and "With the default settings" not in found.out
 
 
 def test_a_stopped_sweep_ends_as_one_that_was_not(command, config, tmp_path, monkeypatch):
@@ -86,10 +119,21 @@ def test_a_stopped_sweep_ends_as_one_that_was_not(command, config, tmp_path, mon
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return train(*arguments)
+    def stopped_at_once(*_): raise KeyboardInterrupt
     monkeypatch.setattr(module, "run_trial", stopped)
     result = command("sweep", "--config", file, "--name", "stopped")
-    assert result.status == 130 and "the same command continues" in result.err and not (tmp_path / "sweeps/stopped/result.json").exists()
+    assert result.status == 130 and not (tmp_path / "sweeps/stopped/result.json").exists()
+    assert "stopped; 1 finished trial is kept, the same command continues" in result.err
+    with monkeypatch.context() as during:
+        during.setattr(module, "set_products_aside", stopped_at_once)
+        for name, line in dict(stopped="1 finished trial is kept", new="deep_fashion: stopped\n").items():
+            assert line in command("sweep", "--config", file, "--name", name).err
+    assert not (tmp_path / "sweeps/new").exists()
     assert command("sweep", "--config", file, "--name", "stopped").status == 0
+    changed = file.read_text().replace("1e-4", "1e-3")
+    file.with_name("changed.toml").write_text(changed)
+    words = "was started with learning_rate 0.0001 to 0.01, logarithmic in [search];"
+    assert words in command("sweep", "--config", file.with_name("changed.toml"), "--name", "stopped").err
     assert len(calls) == 4  # the one that was stopped is repeated, the one before it is not
     monkeypatch.undo()
     one = Sweep(tmp_path / "sweeps/stopped").trials

@@ -124,7 +124,14 @@ def set_products_aside(
     test_pct:float=.2, # Share of the products to set aside
     seed:int=42, # The same seed sets the same products aside
 ) -> TrainingSet: # Labels as given; `is_valid` marks the photos that are set aside
-    "The photos to learn from, a share of their products set aside. Raises `InputError` if the table or the photos cannot be used."
-    table, _ = _read_tables(settings)
+    """All photos, a share of the products to learn from set aside. Raises `InputError` if the table or the photos cannot be used.
+
+    A product that is only in `valid_csv` stays there; of one that is set aside, the photos in `valid_csv` are, too."""
+    table, valid_table = _read_tables(settings)
+    n = len(table.rows)
+    if valid_table: table = join_tables(table, valid_table)
     products = find_products(table, settings.group_column, settings.group_pattern)
-    return TrainingSet(split_products(table, products.of_row, test_pct, seed=seed), products.of_row, note=products.note)
+    of_known = products.of_row.head(n)
+    drawn = split_products(replace(table, rows=table.rows.head(n)), of_known, test_pct, seed=seed).rows.is_valid
+    is_aside = products.of_row.isin(of_known[drawn])
+    return TrainingSet(replace(table, rows=table.rows.assign(is_valid=is_aside)), products.of_row, note=products.note)

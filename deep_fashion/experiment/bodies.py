@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['photos_to_compare', 'photos_per_second', 'body_facts', 'BodyResult', 'measure_body', 'measure_speeds', 'differences',
-           'on_front', 'compared_bodies', 'advice_on', 'bodies']
+           'compared_bodies', 'bodies']
 
 # %% ../../nbs/91_experiment.bodies.ipynb #7010e27a
+import difflib
 import hashlib
 import os
 import time
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
+import torchvision
 from fastai.torch_core import set_seed
 from tqdm.auto import tqdm
 
@@ -27,13 +30,14 @@ from ..settings import Settings, takes_settings
 from ..commands import BodiesSettings
 from ..data.training_set import TrainingSet, assign_folds, read_training_set
 from ..data.vocab import AttributeVocab, mask_missing
+from ..model.body import arch_parts, arch_source, is_elsewhere
 from ..model.precision import fast_inference, has_fast_bfloat16
 from ..model.network import inference_features, parts_of
 from ..metrics.bootstrap import bootstrap_macro_f1
 from ..metrics.scores import detailed_scores
 from ..train.learner import AttributeLearner
 from ..report.plots import save_figure
-from ..report.bodies_page import bodies_page, plot_bodies
+from ..report.bodies_page import advice_on, bodies_page, on_front, plot_bodies
 from .plan import training_plan
 from .recipes import Training, fit_probe, new_learner, predict_rows
 
@@ -141,16 +145,6 @@ def differences(
     samples = np.stack([np.nanmean(bootstrap_macro_f1(o[:, known], targets[:, known], products), axis=1) for o in predicted])
     return np.quantile(samples - samples[best], [.025, .975], axis=1).T
 
-def on_front(
-    quality, # Of every body
-    speed, # Of every body
-) -> np.ndarray: # A boolean per body
-    "Whether no other body is as fast and as good, and faster or better."
-    quality, speed = np.asarray(quality), np.asarray(speed)
-    as_good = (quality[None] >= quality[:, None]) & (speed[None] >= speed[:, None])
-    better = (quality[None] > quality[:, None]) | (speed[None] > speed[:, None])
-    return ~(as_good & better).any(1)
-
 def compared_bodies(
     results:list, # Of `BodyResult`
     speeds:list, # Photos per second of each
@@ -165,21 +159,6 @@ def compared_bodies(
     found['on_front'] = on_front(found.macro_f1, found.photos_per_second)
     found['is_advised'] = found.index == found.photos_per_second[found.difference_high >= 0].idxmax()
     return found
-
-def advice_on(
-    found:pd.DataFrame, # As `compared_bodies` returns it
-) -> str:
-    "Which body to take, and why, in words."
-    best, chosen = found.iloc[0], found[found.is_advised].iloc[0]
-    if len(found) == 1: return f"{chosen.arch} is the only body that could be measured: macro-F1 {chosen.macro_f1:.3f}."
-    if chosen.arch == best.arch:
-        faster = (found.photos_per_second > chosen.photos_per_second).any()
-        return (f"Take {chosen.arch}: the best macro-F1, {chosen.macro_f1:.3f}"
-                + (", and chance does not explain by how much the faster ones are worse." if faster else ", and the fastest."))
-    times = chosen.photos_per_second/best.photos_per_second
-    return (f"Take {chosen.arch}: it is {times:.1f} times as fast as the best, {best.arch}, and its macro-F1, {chosen.macro_f1:.3f}, "
-            f"cannot be told from {best.macro_f1:.3f} on these photos (difference {chosen.difference:+.3f}, 95 % interval "
-            f"{chosen.difference_low:+.3f} to {chosen.difference_high:+.3f}).")
 
 # %% ../../nbs/91_experiment.bodies.ipynb #0ce74b66
 class _Results:
@@ -202,11 +181,27 @@ class _Results:
         predicted = [' '.join(map(str, row)) for row in result.predicted.tolist()]
         write_json(self.file(result.facts['arch']), dict(digest=self.digest, facts=result.facts, predicted=predicted))
 
+    def write_outcome(self, archs, skipped): write_json(self.folder/_OUTCOME, dict(digest=self.digest, archs=archs, skipped=skipped))
+
+    def read_outcome(self, archs) -> pd.DataFrame|None:
+        "The finished comparison of these bodies, None if it is not finished."
+        out, outcome = self.folder.parent, self.folder/_OUTCOME
+        if not (out/'bodies.html').is_file(): return None
+        content = read_json(outcome)
+        other = "bodies" if sorted(content['archs']) != sorted(archs) else "photos or settings" if content['digest'] != self.digest else ""
+        if other: raise InputError(f"{out}: holds a finished comparison of other {other}; name another folder or remove it")
+        found = pd.read_csv(out/'bodies.csv', dtype=dict(arch=str))
+        found.attrs.update(advice=advice_on(found), skipped=[tuple(o) for o in content['skipped']])
+        warnings.warn(f"{out}: is finished, so nothing is measured again", stacklevel=3)
+        return found
+
+_OUTCOME = 'finished.json' # in results; the others have a hash in their names
 _UNFINISHED = {'results', 'bodies.csv', 'bodies.png'} # what a comparison that was stopped leaves
 
 def _checked_folder(out):
-    "The folder `out`, new or of a comparison that was stopped. Raises `InputError` if it holds anything else."
+    "The folder `out`, new or of a comparison. Raises `InputError` if it holds anything else."
     found = {entry.name for entry in out.iterdir() if entry.name[0] != '.'} if out.is_dir() else set()
+    if (out/'results'/_OUTCOME).is_file(): found.discard('bodies.html')
     was_stopped = found <= _UNFINISHED and ('results' in found or (out/'.in_use').exists())
     return out if was_stopped else new_folder(out)
 
@@ -216,6 +211,16 @@ def _digest_of(data, settings):
     return hashlib.blake2b((rows + repr(others)).encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/91_experiment.bodies.ipynb #54472a14
+def _check_names(archs):
+    "Raise `InputError` for names that no library knows; whether others can be had turns out later."
+    known, wrong = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}, []
+    for name in dict.fromkeys(part for arch in archs for part in arch_parts(arch)):
+        try: is_elsewhere(name) or arch_source(name)
+        except InputError:
+            alike = difflib.get_close_matches(name.lower()[:80], sorted(known))
+            wrong.append(f"{name[:80]!r}" + (f" (nearest: {', '.join(alike)})" if alike else ""))
+    if wrong: raise InputError(f"arch: no architecture of torchvision or timm: {shorten_list(wrong)}")
+
 def _measured_bodies(archs, training, results):
     "The results of all bodies that can be measured, and pairs of name and reason of the others, each with a warning."
     found, skipped = [], []
@@ -258,15 +263,20 @@ def bodies(
     """Compare frozen bodies on the same photos, folds and crops by the same linear probe. `plot_bodies` draws the result.
 
     Writes `bodies.csv`, `bodies.png`, `bodies.html` and, per finished body, a file in `results` to `out`. Warns of bodies that are
-    skipped. Raises `InputError` if none is left, the photos cannot be used, or `out` holds something else."""
+    skipped. A finished comparison is returned as it is. Raises `InputError` for a name that no library knows, if no body is left, if the
+    photos cannot be used, or if `out` holds something else."""
     # The order of the parts does not matter.
     archs = [*{tuple(sorted(arch.split('+'))): arch for arch in reversed(settings.arch)}.values()][::-1]
     if not archs: raise InputError("arch is empty: expected names of bodies, such as resnet18,resnet50")
+    _check_names(archs)
     out = _checked_folder(settings.out)
     try:
         with sole_user(out/'.in_use', f"{out}: another process is comparing bodies there; name another folder"):
             training = _training_of(settings)
-            results, skipped = _measured_bodies(archs, training, _Results(out, _digest_of(training.data, settings)))
+            kept = _Results(out, _digest_of(training.data, settings))
+            if (found := kept.read_outcome(archs)) is not None: return found
+            results, skipped = _measured_bodies(archs, training, kept)
+            kept.write_outcome(archs, skipped)
             return _written(out, training, results, skipped)
     finally:
         with suppress(OSError): out.rmdir() # if nothing is in it

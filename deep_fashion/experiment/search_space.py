@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..core import InputError, file_bytes, nearest, requires_extra
 from ..settings import Settings, plain_value
 from ..commands import SweepSettings
+from ..report.sweep_page import value_text
 from .plan import training_plan
 
 # %% ../../nbs/91_experiment.search_space.ipynb #2e225b12
@@ -80,7 +81,8 @@ def _range(name, values):
     for end in ('low', 'high'): Settings.checked({name: values[end]}, strict=True)
     found, step = ValueRange(**values), values.get('step')
     if type(found.log) is not bool: raise InputError(f"search: {name}: log is true or false, not {found.log!r}")
-    if not found.low < found.high: raise InputError(f"search: {name}: low {found.low} should be below high {found.high}")
+    if not found.low < found.high:
+        raise InputError(f"search: {name}: low {value_text(found.low)} should be below high {value_text(found.high)}")
     if found.log and (found.low <= 0 or step): raise InputError(f"search: {name}: a range with log starts above 0 and has no step")
     if step is not None and (type(step) not in (int, float) or not 0 < step <= found.high - found.low or
                              float not in kinds and type(step) is not int):
@@ -171,7 +173,7 @@ def _check_comparable(search):
         except InputError:
             if not values: raise
             continue
-        plans.setdefault(plan.folds, ', '.join(f'{name} {value}' for name, value in values.items()) or 'the settings above')
+        plans.setdefault(plan.folds, ', '.join(f'{name} {value_text(value)}' for name, value in values.items()) or 'the settings above')
     if len(plans) > 1:
         (a, first), (b, other), *_ = plans.items()
         def how(n): return f"in {n} folds" if n > 1 else "on one split"

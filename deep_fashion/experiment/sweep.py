@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -24,21 +25,22 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from ..core import (UNFINISHED, InputError, counted, read_json, shorten_list, sole_user, versions, whole_file, write_csv,
+from ..core import (UNFINISHED, InputError, counted, read_json, sole_user, versions, whole_file, write_csv,
                                write_json)
 from ..settings import Settings, as_toml, plain_value, takes_settings
-from ..run import fingerprints
 from ..commands import SweepSettings
 from ..data.training_set import set_products_aside
 from ..report.plots import save_figure
 from ..report.tables import score_text, scores_as_dict
-from ..report.sweep_page import SweepReport, plot_importances, sweep_page
+from ..report.sweep_page import SweepReport, plot_importances, space_text, sweep_page
 from .plan import training_plan
-from .search_result import SWEEP_FILES, Sweep, sweep_summary, table_of_scores, train_command
+from .search_result import (SWEEP_FILES, Sweep, option_text, seen_text, sweep_summary,
+                                                   table_of_scores, train_command)
 from .search_space import planned_trials, read_search
-from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, next_trial,
-                                                  open_study, repeated_result, setting_importances, trials_table)
-from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial
+from .search_study import (best_trial, drop_stopped_trials, finish_trial, finished_trials, import_optuna,
+                                                  is_finished, next_trial,
+                                                  open_study, repeated_result, setting_importances, start_of, trials_table)
+from .search_trial import Trainer, held_out_photos, held_out_result, paired_difference, run_trial, weights_that_saw
 
 # %% ../../nbs/91_experiment.sweep.ipynb #fa190d26
 _worker = {}
@@ -146,28 +148,13 @@ def _claimed(path):
         raise
 
 # %% ../../nbs/91_experiment.sweep.ipynb #f4f3534b
-def _start_of(search):
-    "What has to be the same when a sweep is continued."
-    space = {name: values if isinstance(values, list) else asdict(values) for name, values in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
-    return dict(settings=search.fixed, search=space, sweep=options, sha256=fingerprints(search.settings({})))
-
-def _check_continued(path, search):
-    "Raise `InputError` if the sweep in `path` was started with something else, or is finished."
-    before, now = read_json(path/SWEEP_FILES['start']), _start_of(search)
-    for part in ('settings', 'search', 'sweep'):
-        earlier = before.get(part) if isinstance(before.get(part), dict) else {}
-        changed = [name for name in {**earlier, **now[part]} if earlier.get(name) != now[part].get(name)]
-        if changed:
-            found = shorten_list(f"{name} {earlier[name]}" if name in earlier else f"no {name}" for name in changed)
-            where = ' in [search]' if part == 'search' else ''
-            raise InputError(f"{path}: was started with {found}{where}; continue it with the same, or choose another name")
-    changed = [name for name, o in now['sha256'].items() if before.get('sha256', {}).get(name) != o]
-    if changed: raise InputError(f"{search.fixed[changed[0]]}: has changed since {path} was started; choose another name")
-    result, n = path/SWEEP_FILES['result'], planned_trials(search)[0]
-    if not result.exists() or read_json(result)['trials']['all'] < n: return
-    more = "all combinations were tried" if planned_trials(search)[1] else "more trials continue it"
-    raise InputError(f"{path}: is finished, with {counted(n, 'trial')}; {more}, another name starts a new one")
+def _stopped(path):
+    "What a stop leaves in the folder of a sweep, in words; empty before the sweep has begun."
+    if not (path/SWEEP_FILES['start']).exists(): return ''
+    kept = None
+    with suppress(InputError): kept = len(finished_trials(open_study(path/SWEEP_FILES['study'])))
+    trials = "finished trials are" if kept is None else f"{counted(kept, 'finished trial')} {'is' if kept == 1 else 'are'}"
+    return f"stopped; {trials} kept, the same command continues"
 
 # %% ../../nbs/91_experiment.sweep.ipynb #c9a2df5b
 def _counts(trials):
@@ -185,7 +172,7 @@ def _are_same(trainer, *several):
     return all(o == resolved[0] for o in resolved)
 
 def _scored(trainer, test, values):
-    "What the photos set aside say: scores of `values` and of no choice, and their difference."
+    "What the photos set aside say: scores of `values` and of the default settings, and their difference."
     found, reason, other = held_out_result(trainer, values, test), None, None
     if not _are_same(trainer, values, {}):
         try: other = held_out_result(trainer, {}, test)
@@ -195,17 +182,25 @@ def _scored(trainer, test, values):
                 difference=difference and dict(asdict(difference), verdict=difference.verdict),
                 set_aside=dict(photos=int(found.scores.photos['mean']), products=test.products.nunique()))
 
+def _given(path, trainer, values):
+    "The settings that train with `values` on all photos."
+    settings = trainer.search.settings(values)
+    found = trainer.photos(settings, training_plan(settings)).table
+    # With more photos, other classes may look like a catch-all class.
+    catch_all = {a: found.catch_all.get(a, 'class') for a in found.attributes}
+    return dict(run_name=f'{path.name}-best', **{**trainer.search.values(values), 'catch_all': option_text(catch_all) or catch_all})
+
 def _result(path, study, trainer, test):
     "The content of result.json."
     number, trial = best_trial(study)
-    scores, search = trial.user_attrs['scores'], trainer.search
-    given = dict(run_name=f'{path.name}-best', **search.values(trial.params))
+    scores, search, given = trial.user_attrs['scores'], trainer.search, _given(path, trainer, trial.params)
     looks = read_json(path/SWEEP_FILES['result'])['looks'] if (path/SWEEP_FILES['result']).exists() else 0
     return dict(trials=_counts(trials_table(study, search.space)), best=trial.params, best_trial=number,
                 settings={name: plain_value(value) for name, value in given.items()},
                 command=train_command(given, path/SWEEP_FILES['best']), importances=setting_importances(study), looks=looks + 1,
                 search_scores=dict(attributes={a: o for a, o in scores.items() if a != 'mean'}, mean=scores['mean']),
-                **_scored(trainer, test, trial.params), versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
+                **_scored(trainer, test, trial.params), seen_by=weights_that_saw(search, test),
+                versions=versions(), finished=datetime.now().isoformat(' ', 'seconds'))
 
 # %% ../../nbs/91_experiment.sweep.ipynb #d1d15afa
 def _cells(scores):
@@ -217,11 +212,9 @@ def _report(path, result, trials, search):
     scores = pd.DataFrame(dict(search=_cells(table_of_scores(result['search_scores'])), winner=_cells(test)), index=test.index)
     if result['default_scores']: scores['default'] = _cells(table_of_scores(result['default_scores']))
     scores['majority'] = [score_text(o) for o in test.majority_macro_f1]
-    space = {name: ', '.join(map(str, o)) if isinstance(o, list) else f"{o.low} to {o.high}" + (f", step {o.step}" if o.step else '')
-             + (", logarithmic" if o.log else '') for name, o in search.space.items()}
-    options = {name: getattr(search.sweep, name) for name in ('method', 'random_seed', 'test_pct')}
-    facts = {'What was tried': space, 'Fixed settings': search.fixed, 'Sweep': {**options, 'finished': result['finished']},
-             'Versions': result['versions']}
+    started = {part: {name: space_text(o) for name, o in values.items()} for part, values in start_of(search).items()}
+    facts = {'What was tried': started['search'], 'Fixed settings': started['settings'],
+             'Sweep': {**started['sweep'], 'finished': result['finished']}, 'Versions': result['versions']}
     return SweepReport(path.name, sweep_summary(result), result['command'], result['best_trial'], scores, trials, list(search.space),
                        result['importances'], facts)
 
@@ -249,10 +242,11 @@ def _set_aside(path, search):
     aside = set_products_aside(base, options.test_pct, options.random_seed)
     trainer = Trainer(search, set(aside.rows.filename[aside.rows.is_valid]))
     test = held_out_photos(aside, trainer.photos(base, training_plan(base)))
+    if seen := weights_that_saw(search, test): warnings.warn(seen_text(seen), stacklevel=3)
     if not (path/SWEEP_FILES['start']).exists():
         used = aside.rows.is_valid.map({True: 'set aside', False: 'search'})
         write_csv(path/SWEEP_FILES['split'], pd.DataFrame(dict(filename=aside.rows.filename, product=aside.products, used=used)))
-        write_json(path/SWEEP_FILES['start'], dict(_start_of(search), versions=versions()))
+        write_json(path/SWEEP_FILES['start'], dict(start_of(search), versions=versions()))
     return test, trainer
 
 @takes_settings(SweepSettings)
@@ -261,16 +255,21 @@ def sweep(
 ) -> Sweep:
     """Search over settings, and leave trials, best settings and their honest score in `sweeps_dir`/`name`.
 
-    One that was stopped continues; one that is finished continues with more `trials`.
+    One that was stopped continues; one that is finished continues with more `trials`, and is returned as it is without.
     Raises `InputError` for whatever is wrong with what was given, before the first trial starts, or if no trial was completed."""
     search = read_search(settings)
     path, database = search.sweep.sweeps_dir/search.sweep.name, search.sweep.sweeps_dir/search.sweep.name/SWEEP_FILES['study']
     planned_trials(search)
-    with _claimed(path):
-        if (path/SWEEP_FILES['start']).exists(): _check_continued(path, search)
-        test, trainer = _set_aside(path, search)
-        study = open_study(database)
-        drop_stopped_trials(study, search)
-        run_trials(study, trainer, database)
-        write_results(path, study, trainer, test)
+    import_optuna()
+    try:
+        with _claimed(path):
+            if not (path/SWEEP_FILES['start']).exists() or not is_finished(path, search): _continue(path, search, database)
+    except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(path)) from None
     return Sweep(path)
+
+def _continue(path, search, database):
+    test, trainer = _set_aside(path, search)
+    study = open_study(database)
+    drop_stopped_trials(study, search)
+    run_trials(study, trainer, database)
+    write_results(path, study, trainer, test)
