@@ -14,7 +14,6 @@ import PIL
 from tqdm.auto import tqdm
 
 from ..core import InputError
-from .file_cache import FileCache
 from .photo import use_photo
 from .table import Table
 
@@ -32,6 +31,8 @@ _FACTS = np.dtype([('width', 'i4'), ('height', 'i4'), ('contrast', 'f4'), ('outl
 _METHOD = 1, PIL.__version__ # the number is to be increased when `_facts_of` changes
 
 def _facts_cache():
+    # Imported here, since taggers without PyTorch do without what it needs.
+    from deep_fashion.data.file_cache import FileCache
     try: return FileCache(name='facts')
     except InputError: return None
 
