@@ -6,9 +6,9 @@ BIN := $(abspath $(VENV))/bin
 EXTRAS := app,serve,heic,fast,export,runtime,sweep,tensorboard,mlflow,trackio,wandb
 TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28'
 # What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input,
-# searches, trackers.
+# searches; and trackers, in a process of their own, since these libraries leave threads and servers behind.
 ON_BOUNDS := $(wildcard $(addprefix tests/test_,training.py tagging.py odd_photos.py app.py api.py bundle.py pickles.py export.py \
-             fuzz.py supply.py sweep.py trackers.py))
+             fuzz.py supply.py sweep.py))
 
 .PHONY: help demo test test-lowest test-newest docs sync licences sbom clean
 
@@ -28,9 +28,11 @@ test: $(VENV)/installed-dev ## install with the dev extra, then check and test e
 
 test-lowest: .venv-lowest/installed ## test with the oldest versions that settings.ini allows
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile $(ON_BOUNDS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q tests/test_trackers.py
 
 test-newest: .venv-newest/installed ## test with what a user gets today, the newest fastai among it
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile $(ON_BOUNDS) tests/test_fastai.py
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q tests/test_trackers.py
 
 docs: $(VENV)/installed-dev ## build the documentation in _docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
