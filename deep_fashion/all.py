@@ -63,7 +63,9 @@ from .train.feature_store import *
 from .train.learner import *
 from .train.linear_head import *
 from .train.linear_probe import *
+from .train.adaptation_data import *
 from .train.checkpoint import *
+from .train.adaptation import *
 from .train.schedule import *
 from .train.tracking import *
 from .train.trackers import *

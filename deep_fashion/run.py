@@ -175,9 +175,11 @@ def check_resumed(
     "Raises `InputError` if settings or table have changed."
     # What is logged elsewhere changes no result.
     config, now = run.config, settings.model_dump(mode='json', exclude={'resume', 'tracker'})
-    changed = [name for name, value in now.items() if config['settings'].get(name) != value]
+    # A run of an earlier version lacks the settings that are newer, which it left at their defaults.
+    before = {**{name: field.default for name, field in Settings.model_fields.items()}, **config['settings']}
+    changed = [name for name, value in now.items() if before[name] != value]
     if changed:
-        found = shorten_list(f"{name} {config['settings'].get(name)}" for name in changed)
+        found = shorten_list(f"{name} {before[name]}" for name in changed)
         raise InputError(f"{run.path}: was started with {found}; resume it with the same settings")
     for name, found in fingerprints(settings).items():
         if config['sha256'].get(name) != found:

@@ -289,6 +289,9 @@ class Settings(_Output):
     plain: bool = option(False, "plain fastai: nothing that makes training faster", 'speed')
     tracker: Words|None = option(None, "log to experiment trackers, one or several: tensorboard, mlflow, trackio, wandb", 'output',
                                  metavar='A,B')
+    effort: Literal['quick', 'good', 'best'] = option(
+        'good', "time to spend on a linear probe: quick (seconds; whole photos), good (minutes; several crops, mirrored), "
+                "best (an hour; the body is adapted to the photos, too)")
 
     @model_validator(mode='after')
     def _trains_something(self):

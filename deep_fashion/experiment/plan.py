@@ -24,6 +24,7 @@ class TrainingPlan:
     linear_probe: bool # Whether a linear probe is fitted, instead of training in epochs
     folds: int # Parts for cross-validation; 1: a single split
     valid_pct: float # Share of the products set aside by a single split
+    effort: str = 'good' # Of a linear probe: 'quick', 'good' or 'best'
 
     @classmethod
     def of_run(cls, run:Run) -> "TrainingPlan":
@@ -38,10 +39,21 @@ class TrainingPlan:
         return {name: plain_value(value) for name, value in asdict(self).items()}
 
     @property
+    def mirrored(self) -> bool:
+        "Whether features are averaged over a photo and its mirror image."
+        return self.linear_probe and self.effort != 'quick'
+
+    @property
+    def is_adapted(self) -> bool:
+        "Whether the body is adapted to the photos before a probe is fitted on it."
+        return self.linear_probe and self.effort == 'best'
+
+    @property
     def validation_method(self) -> str:
         "How the scores of the run come about, for people."
         if self.folds > 1: return f"by {self.folds}-fold cross-validation, each photo scored by a model that was not trained on its product"
-        return "on the validation photos" + ("" if self.linear_probe else ", which were also used to choose the epoch to keep")
+        also = "" if self.linear_probe else ", which were also used to choose the epoch to keep"
+        return "on the validation photos" + (", on which confidences were calibrated, too" if self.is_adapted else also)
 
 # %% ../../nbs/85_experiment.plan.ipynb #99513b7d
 def training_plan(
@@ -50,16 +62,23 @@ def training_plan(
     "The plan of a new run. Raises `InputError` if settings contradict each other."
     linear_probe = settings.has_weights and settings.epochs is None and settings.missing == 'mask'
     split = [name for name in ('valid_pct', 'valid_column', 'valid_csv') if getattr(settings, name)]
-    if settings.penalty and not linear_probe:
-        raise InputError(f"penalty {settings.penalty:g}: is for the linear probe, which is fitted with pretrained weights, "
-                         "without epochs, and with missing labels masked")
+    for name in ('penalty', 'effort'):
+        value = getattr(settings, name)
+        if not linear_probe and value != Settings.model_fields[name].default:
+            raise InputError(f"{name} {value}: is for the linear probe, which is fitted with pretrained weights, without epochs, "
+                             f"and with missing labels masked; leave out {name}, or {_against_a_probe(settings)}")
     folds = settings.folds or (5 if linear_probe and not split else 1)
     if folds > 1 and split:
         raise InputError(f"folds {folds} and {split[0]} contradict each other: folds score every photo, a split some of them")
-    crops = settings.crops or ('garment' if linear_probe else 'whole')
+    crops = settings.crops or ('garment' if linear_probe and settings.effort != 'quick' else 'whole')
     epochs = settings.epochs if settings.epochs is not None else 0 if linear_probe else 10
     return TrainingPlan(_arch_of(settings), crops, settings.size or (224 if crops == 'whole' else (480, 360)), epochs, linear_probe, folds,
-                        settings.valid_pct or .2)
+                        settings.valid_pct or .2, settings.effort)
+
+def _against_a_probe(settings):
+    "The setting that rules out a linear probe."
+    if not settings.has_weights: return "no-pretrained"
+    return f"epochs {settings.epochs}" if settings.epochs is not None else f"missing {settings.missing}"
 
 def _arch_of(settings):
     "The architecture that was asked for, or that of the run whose weights are used."

@@ -164,8 +164,10 @@ def held_out_result(
     "Train, and score on the photos set aside."
     training, learn, outcome = trainer.train(values)
     calibrated_probabilities(learn, outcome, training.plan.linear_probe) # sets the temperatures
-    logits = head_logits(learn, extract_features(learn, test.rows)) if training.plan.linear_probe else predict_rows(learn, test.rows)
-    probabilities = learn.loss_func.activation(logits/learn.model.output_temperatures().cpu())
+    if training.plan.linear_probe and not training.plan.is_adapted:
+        logits = head_logits(learn, extract_features(learn, test.rows))/learn.model.output_temperatures().cpu()
+    else: logits = predict_rows(learn, test.rows)
+    probabilities = learn.loss_func.activation(logits)
     targets = learn.vocab.encode_rows(test.rows)
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, test.products)
     return HeldOut(scores, learn.loss_func.decodes(logits), targets, test.products)

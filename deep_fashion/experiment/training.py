@@ -64,9 +64,11 @@ def check_checkpoints(
 ) -> None:
     "Raises `InputError` if a checkpoint is damaged or of another run; warns if one is missing though epochs were finished."
     plan = TrainingPlan.of_run(run)
-    if plan.linear_probe or run.file('model').exists(): return
+    if plan.linear_probe and not plan.is_adapted or run.file('model').exists(): return
     files = [(run.fold_checkpoint(fold), run.fold_history(fold)) for fold in range(plan.folds)]
-    if plan.folds <= 1: files = [(Training(run, settings, plan, None).checkpoint_path, run.file('history'))]
+    whole = Training(run, settings, plan, None).checkpoint_path, run.file('history')
+    # A body is adapted to all photos after the folds.
+    files = [whole] if plan.folds <= 1 else [*files, whole] if plan.is_adapted else files
     for checkpoint, history in files:
         check_checkpoint(checkpoint, run.origin)
         if history.exists() and not checkpoint.exists():
@@ -152,10 +154,12 @@ def _spread(history):
 def seen_photos(
     data:TrainingSet, # All photos of a run
     missing:str='mask', # How missing labels were treated; if they are a 'class', every photo has a label
+    is_adapted:bool=False, # Whether a body was adapted to the photos, which learns from titles of photos without labels, too
 ) -> SeenPhotos:
     "The photos that a run learned from, and their products."
     trained = np.ones(len(data.rows), bool) if data.folds > 1 else ~data.rows.is_valid.to_numpy(bool)
-    if missing == 'mask': trained &= data.rows[data.table.attributes].notna().any(axis=1).to_numpy()
+    needs_label = missing == 'mask' and not (is_adapted and data.titles is not None)
+    if needs_label: trained &= data.rows[data.table.attributes].notna().any(axis=1).to_numpy()
     return SeenPhotos.of([data.table.img_dir/name for name in data.rows.filename], data.products, trained)
 
 # %% ../../nbs/87_experiment.training.ipynb #0455c07a
@@ -175,7 +179,7 @@ def keep_results(
     run, rows = training.run, outcome.data.rows
     probabilities = calibrated_probabilities(learn, outcome, training.plan.linear_probe)
     learn.confidences = confidences_of(probabilities, learn.vocab.encode_rows(rows), learn.vocab)
-    learn.seen = seen_photos(training.data, training.settings.missing)
+    learn.seen = seen_photos(training.data, training.settings.missing, training.plan.is_adapted)
     if training.data.titles is not None: outcome.details.update(learn_from_titles(learn, training.data, outcome, probabilities))
     write_csv(run.file('predictions'), predictions_table(rows, probabilities, learn.vocab))
     write_csv(run.file('history'), outcome.history)

@@ -291,9 +291,10 @@ def trained_body(
     arch = arch_name(arch)
     if isinstance(pretrained, bool): return split_body(create_backbone(arch, pretrained), arch)
     body, state = split_body(create_backbone(arch, False), arch), read_weights(pretrained)
-    for start in (of_part, '0.'):
+    # Of a run with several networks, the second: where one has an adapted body, this is it.
+    for start in (of_part, f'models.1.{of_part}', '0.'):
         of_body = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
-        if start == of_part and of_body or of_body.keys() >= body.state_dict().keys():
+        if start != '0.' and of_body or of_body.keys() >= body.state_dict().keys():
             _load_by_name(body, of_body, pretrained)
             return body
     if of_part != 'body.': raise InputError(f"weights {pretrained}: hold no {arch} among joined bodies; expected a run with the same arch")
