@@ -93,7 +93,12 @@ def test_it_tags_explains_and_starts_another_run(adapted, few, command, words, t
     assert command("test", "--model", adapted.path, "--input", photo, "--out_image", "p.png", "--explain").status == 0
     assert command("tag", "--model", adapted.path, "--img_dir", few.images, "--out_csv", "tags.csv", "-nw", "0").status == 0
     assert len(pd.read_csv(tmp_path / "tags.csv")) == 24
-    assert command(*words("b", "--weights", adapted.path, *FOLDS, effort="good")).status == 0
+    of_adapted = command(*words("b", "--weights", adapted.path, *FOLDS, effort="good"))
+    assert of_adapted.status == 0 and any("learned from 24 of the 24 photos" in note for note in of_adapted.notes)
+    for name, start, warns in ("c", "b", True), ("d", None, False), ("e", "d", False):
+        weights = ["--weights", tmp_path / "runs" / start] if start else []
+        run = command(*words(name, *weights, "--valid_pct", "0.2", effort="quick"))
+        assert run.status == 0 and any("learned from" in note for note in run.notes) == warns
     ours, theirs = state_of(Run(tmp_path / "runs/b")), state_of(adapted)
     assert all(torch.equal(ours[name], theirs[f"models.1.{name}"]) for name in ours if name.startswith("body."))
 

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from fastai.torch_core import set_seed
 
-from ..core import InputError, new_file, whole_file, write_csv, write_json
+from ..core import InputError, file_bytes, new_file, whole_file, write_csv, write_json
 from ..settings import Settings, takes_settings
-from ..run import RUN_FILES, Run, check_resumed, claimed_run, minutes_noted, record_settings
+from ..run import BUNDLE_FILE, RUN_FILES, Run, check_resumed, claimed_run, minutes_noted, model_file, record_settings
 from ..data.training_set import TrainingSet, read_training_set
 from ..data.seen import SeenPhotos
 from ..model.body import default_arch
@@ -34,9 +34,11 @@ from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.plots import plot_history, save_figure
 from ..report.tables import confusions_as_dict, scores_as_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
+from ..predict.bundle import read_description
 from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
 from ..predict.evidence import combine_titles, learn_titles
+from ..predict.runtime import as_seen
 from .plan import TrainingPlan, training_plan
 from .recipes import Outcome, Training, follow_plan, new_learner
 from .tracking import log_results, log_start, run_trackers
@@ -53,7 +55,9 @@ def start_training(
     # The default architecture is chosen last, since looking for weights can mean a download.
     plan = replace(plan, folds=data.folds, arch=plan.arch or default_arch(settings.pretrained and not settings.weights))
     training = Training(run, settings, plan, data)
-    if not settings.resume: _check_outputs(training)
+    if not settings.resume:
+        _check_outputs(training)
+        _warn_of_seen(training)
     learn = new_learner(training)
     _record(training)
     return training, learn
@@ -81,6 +85,25 @@ def _check_outputs(training):
     others = {run.file(content).absolute() for content in RUN_FILES if content not in ('checkpoint', 'loss_graph')}
     for path in paths:
         if path in others or paths[0] == paths[1]: raise InputError(f"{path}: is the name of another file of the run; choose another name")
+
+def _warn_of_seen(training):
+    "Warn if photos that are scored taught the body that the run starts from."
+    weights, data = training.settings.weights, training.data
+    # Without the folders of runs, nothing is known.
+    try: bundle = model_file(teacher) if (teacher := _teacher_of(weights)) else None
+    except InputError: return
+    if bundle is None or not (bundle/BUNDLE_FILE).is_file(): return
+    scored = data.rows.filename if data.folds > 1 else data.rows.filename[data.rows.is_valid]
+    seen = as_seen(read_description(file_bytes(bundle/BUNDLE_FILE)).seen)
+    n = int(np.sum(seen.has_photos([data.table.img_dir/name for name in scored]))) if seen else 0
+    if n: warnings.warn(f"weights {weights}: learned from {n} of the {len(scored)} photos that this run scores, so scores are too good",
+                        stacklevel=4)
+
+def _teacher_of(weights):
+    "The run in which the body of the run `weights` was trained; None where it has the weights of its architecture."
+    if weights is None: return None
+    plan = TrainingPlan.of_run(Run(weights))
+    return _teacher_of(Run(weights).settings.weights) if plan.linear_probe and not plan.is_adapted else weights
 
 def _record(training):
     run, data = training.run, training.data
