@@ -232,3 +232,34 @@ def test_runs_of_older_versions_have_the_default_effort(command, words, tmp_path
     (tmp_path / "runs/a/learn.pkl").unlink()
     assert TrainingPlan.of_run(Run(path.parent)).effort == "good"
     assert command("train", "--run_name", "a", "--resume").status == 0
+
+
+def test_an_overconfident_adapted_network_does_not_outvote_the_frozen_one():
+    from deep_fashion.data.classes import AttributeVocab
+    rows = pd.DataFrame(dict(a=["x", "y"] * 100, fold=np.arange(200) % 2))
+    rows["a"] = rows.a.sample(frac=1, random_state=0).to_numpy()
+    logits = 20 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) # sure, and right by chance
+    calibrated, temperatures = recipes._calibrated(logits, rows, AttributeVocab(dict(a=["x", "y"])))
+    assert calibrated.abs().mean() < 3 and temperatures.shape == (1,) and temperatures[0] > 15
+
+
+@pytest.mark.parametrize("alone", [dict(with_frozen=False), dict(with_frozen=False, adapted_share=0.5)], ids=["adapted", "average"])
+def test_a_recipe_without_the_frozen_network_gives_a_single_one(command, words, few, monkeypatch, tmp_path, alone):
+    monkeypatch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1, **alone))
+    assert command(*words("a", "--valid_pct", "0.3")).status == 0
+    state, original = state_of(Run(tmp_path / "runs/a")), torch.load(few.weights)
+    name = next(name for name in original if original[name].ndim == 4)
+    assert not torch.equal(state[f"body.{name}"], original[name])
+
+
+def test_a_sweep_can_search_effort(command, words, brief, tmp_path):
+    name, *options = words("x")[2:]
+    pairs = [str(o) for o in options[options.index("--csv_path"):]]
+    values = dict(zip(pairs[::2], pairs[1::2])) if "--no-photo_cache" not in pairs else dict(zip(pairs[:-2:2], pairs[1:-2:2]))
+    lines = [f'{key.lstrip("-")} = {json.dumps(int(value) if value.isdigit() else value)}' for key, value in values.items()
+             if key.startswith("--")]
+    (tmp_path / "sweep.toml").write_text("\n".join([*lines, "folds = 2", "photo_cache = false", "[search]",
+                                                    'effort = ["quick", "best"]']))
+    assert command("sweep", "--config", "sweep.toml", "--name", "efforts").status == 0
+    best = (tmp_path / "runs").rglob("best.toml")
+    assert any("effort" in path.read_text() for path in [*best, *(tmp_path).rglob("best.toml")])

@@ -182,22 +182,24 @@ def fit_adapted(
     tests = [data.rows.fold.to_numpy() == i for i in range(data.folds)] if data.folds > 1 else [data.rows.is_valid.to_numpy(bool)]
     parts, logits = _adapted_parts(training, learn, tests), torch.zeros(len(data.rows), sum(learn.vocab.sizes))
     for test, part in zip(tests, parts): logits[test] = part.logits
-    adapted, rows = logits if data.folds > 1 else logits[tests[0]], frozen.data.rows
-    mean = (frozen.logits + adapted)/2 if RECIPE.with_frozen else adapted
-    calibrated, temperatures = _calibrated(mean, rows, learn.vocab)
-    learn.model, learn.opt = _kept_model(learn.model, parts[-1].network, torch.tensor(temperatures)), None
+    rows = frozen.data.rows
+    adapted, of_adapted = _calibrated(logits if data.folds > 1 else logits[tests[0]], rows, learn.vocab)
+    calibrated, of_mean = _calibrated((frozen.logits + adapted)/2, rows, learn.vocab) if RECIPE.with_frozen else (adapted, None)
+    learn.model, learn.opt = _kept_model(learn.model, parts[-1].network, of_adapted, of_mean), None
     found = {name: _mean_scores(learn, o, rows) for name, o in (('frozen', frozen.logits), ('adapted', adapted))}
     heads = [dict(fold=i, **choice) for i, part in enumerate(parts) for choice in part.choices]
     details = dict(frozen.details, adaptation=dict(found, heads=heads))
     return Outcome(calibrated, frozen.data, fold_history(learn, calibrated, rows), details)
 
-def _kept_model(frozen, state, temperatures):
-    "The network that tags: the mean of both, or the adapted one with the parameters `state`."
+def _kept_model(frozen, state, of_adapted, of_mean):
+    "The network that tags: the adapted one with the parameters `state`, or the mean of both; with their temperatures."
     network = deepcopy(frozen)
     network.load_state_dict(state)
-    kept = EnsembleModel([frozen, network]) if RECIPE.with_frozen else network
-    kept.temperatures.mul_(temperatures.to(kept.temperatures.device))
-    return kept.eval()
+    network.temperatures.mul_(of_adapted.to(network.temperatures.device))
+    if of_mean is None: return network.eval()
+    kept = EnsembleModel([frozen, network])
+    kept.temperatures.copy_(of_mean)
+    return kept.to(frozen.temperatures.device).eval()
 
 def _adapted_parts(training, learn, tests):
     "The `AdaptedPart` of every fold, and of all photos; or that of a single split. The last one has the network to keep."
@@ -218,14 +220,14 @@ def _adapted_parts(training, learn, tests):
 _BAR = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}'
 
 def _calibrated(logits, rows, vocab):
-    "Logits, those of each fold divided by the temperatures of the others; and the temperatures of all."
+    "Logits, those of each fold divided by the temperatures of the others; and the temperatures of all (attributes,)."
     targets, sizes = vocab.encode_rows(rows), torch.tensor(vocab.sizes)
-    def temperatures_of(chosen): return fit_temperatures(logits[chosen], targets[chosen], vocab.sizes)
+    def temperatures_of(chosen): return torch.tensor(fit_temperatures(logits[chosen], targets[chosen], vocab.sizes))
     everything = torch.ones(len(rows), dtype=bool)
     calibrated, folds = logits.clone(), torch.tensor(rows.fold.to_numpy()) if 'fold' in rows else None
     for test in [everything] if folds is None else [folds == i for i in folds.unique()]:
         known = test if folds is None else ~test
-        calibrated[test] /= torch.tensor(temperatures_of(known)).repeat_interleave(sizes)
+        calibrated[test] /= temperatures_of(known).repeat_interleave(sizes)
     return calibrated, temperatures_of(everything)
 
 def _mean_scores(learn, logits, rows):
