@@ -21,7 +21,7 @@ from ..report.sweep_page import value_text
 from .plan import training_plan
 
 # %% ../../nbs/91_experiment.search_space.ipynb #2e225b12
-_GROUPS, _FURTHER, _NEVER = ('model', 'training'), ('epochs', 'arch', 'titles', 'effort'), ('random_seed', 'resume')
+_GROUPS, _FURTHER, _NEVER = ('model', 'training'), ('epochs', 'arch', 'titles'), ('random_seed', 'resume')
 
 def searchable() -> list:
     "The names of the settings that a sweep can search."
