@@ -76,8 +76,11 @@ def new_learner(
                         cache=settings.photo_cache and not (plan.linear_probe or settings.plain), num_workers=settings.num_workers)
     loss = AttributeLoss(dls.vocab.sizes, title_weights=[precisions.get(a, 0.) for a in dls.vocab.attributes])
     speed = Speed(bfloat16=settings.bfloat16, feature_variants=settings.feature_variants, feature_store=settings.photo_cache)
-    return attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.mirrored,
-                             plain=settings.plain, speed=speed, loss_func=loss)
+    learn = attribute_learner(dls, plan.arch, settings.weights or settings.pretrained, plan.crops, mirrored=plan.mirrored,
+                              plain=settings.plain, speed=speed, loss_func=loss)
+    # fastai moves a network to the device of the photos when it is trained; a probe is fitted without that.
+    learn.model.to(dls.device)
+    return learn
 
 def _labelled_by_titles(data):
     "All rows, those for training with labels from titles; and the precision of these labels per attribute."
