@@ -291,7 +291,7 @@ class Settings(_Output):
                                  metavar='A,B')
     effort: Literal['quick', 'good', 'best'] = option(
         'good', "time to spend on a linear probe: quick (seconds; whole photos), good (minutes; several crops, mirrored), "
-                "best (up to an hour; the body is adapted to the photos, too)", 'training')
+                "best (half an hour; the body is adapted to the photos, too)", 'training')
 
     @model_validator(mode='after')
     def _trains_something(self):

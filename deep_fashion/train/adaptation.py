@@ -35,7 +35,7 @@ from .checkpoint import EpochSeeds
 @dataclass(frozen=True)
 class AdaptationRecipe:
     "How a body is adapted."
-    epochs:int = 6 # Passes over the photos
+    epochs:int = 4 # Passes over the photos
     rate:float = 2e-4 # Highest learning rate in the second half of the body
     first_half:float = 1/3 # That in the first half, as a share of `rate`
     head_rate:float = 2e-3 # That of the heads
@@ -46,7 +46,7 @@ class AdaptationRecipe:
     most_class_weight:float = 4. # Rare classes count more, up to this
     words:int = 150 # Title words to learn at most
     word_weight:float = 1/15 # Of the loss of one word, where that of one attribute is 1
-    scale:float = 1. # Height and width of crops in training, as a share of those in use
+    scale:float = .6 # Height and width of crops in training, as a share of those in use
     adapted_share:float = 1. # Share of the adapted weights in the body that is kept; the rest are the pretrained ones
     with_frozen:bool = True # Whether the tagger is the mean of two networks, of which one keeps the pretrained body
 
