@@ -44,6 +44,7 @@ from .data.pixel_cache import *
 from .data.loaders import *
 from .data.block import *
 from .data.seen import *
+from .model.input_size import *
 from .model.precision import *
 from .model.body import *
 from .model.crops import *

