@@ -30,7 +30,7 @@ from ..settings import Settings, takes_settings
 from ..commands import BodiesSettings
 from ..data.training_set import TrainingSet, assign_folds, read_training_set
 from ..data.vocab import AttributeVocab, mask_missing
-from ..model.body import arch_parts, arch_source, is_elsewhere
+from ..model.arch import arch_parts, arch_source, is_elsewhere
 from ..model.precision import fast_inference, has_fast_bfloat16
 from ..model.network import inference_features, parts_of
 from ..metrics.bootstrap import bootstrap_macro_f1

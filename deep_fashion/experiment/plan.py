@@ -12,7 +12,7 @@ from operator import index
 from ..core import InputError
 from ..settings import Settings, input_size, plain_value
 from ..run import Run
-from ..model.body import photo_size
+from ..model.arch import photo_size
 
 # %% ../../nbs/85_experiment.plan.ipynb #a96b2662
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from fastai.torch_core import params
 from torch import nn
 
 from .input_size import features_of, is_feature_map
-from .body import arch_parts, arch_source, arch_stats, trained_body
+from .arch import arch_parts, arch_source, arch_stats
+from .body import trained_body
 from .crops import fitted_crops
 
 # %% ../../nbs/33_model.network.ipynb #d5bb8266

@@ -34,7 +34,8 @@ from ..data.loaders import OpenPhoto, PhotoDL, PhotoPath
 from ..data.block import AttributeDataLoaders, attribute_block, portable_loaders
 from ..data.seen import SeenPhotos
 from ..model.precision import Speed
-from ..model.body import arch_parts, arch_source, trained_body
+from ..model.arch import arch_parts, arch_source
+from ..model.body import trained_body
 from ..model.crops import Crop
 from ..model.network import AttributeModel, EnsembleModel, JoinedBody, joined_body, parts_of
 from ..model.loss import AttributeLoss

@@ -18,7 +18,8 @@ from ..data.vocab import AttributeVocab, Attributes, TensorAttributes, mask_miss
 from ..data.loaders import Photo, PhotoDL
 from ..data.block import portable_loaders
 from ..model.precision import Speed, keep_freed_memory
-from ..model.body import arch_name, arch_parts, arch_stats, local_name, trained_body
+from ..model.arch import arch_name, arch_parts, arch_stats, local_name
+from ..model.body import trained_body
 from ..model.crops import fitted_crops, named_crops
 from ..model.network import AttributeModel, EnsembleModel, body_splitter, joined_body, split_logits
 from ..model.loss import AttributeLoss
