@@ -175,6 +175,6 @@ def bodies_page(
 ) -> str: # HTML
     "The comparison of bodies as one HTML page."
     rows = [dict(cells=_cells(row), advised=row.is_advised) for row in found.itertuples()]
-    return _PAGE.render(style=PAGE_STYLE, measured=measured, advice=advice, titles=_TITLES, rows=rows, majority=majority_text(found), untried=untried_text(found),
-                        skipped=skipped, precision=precision,
+    return _PAGE.render(style=PAGE_STYLE, measured=measured, advice=advice, titles=_TITLES, rows=rows, majority=majority_text(found),
+                        untried=untried_text(found), skipped=skipped, precision=precision,
                         plot=inline_svg('Macro-F1 of every body against photos per second', plot_bodies, found))
