@@ -141,11 +141,11 @@ def test_no_map_is_refused_in_one_line(refused, runs, photos):
     refused("test", "--model", runs / "garment", "-i", photo, "--explain", "--out_image", "a.png", says=["has no feature map"])
 
 
-@pytest.mark.parametrize(("word", "library"), [("export", "onnxruntime"), ("convert", "openvino")])
+@pytest.mark.parametrize(("word", "library"), [("export", "onnxruntime"), ("convert --precision bfloat16", "openvino")])
 def test_exported_and_converted(command, runs, photos, word, library):
     pytest.importorskip(library)
     images = ["--img_dir", photos / "images"]
-    made = command(word, "--model", runs / "whole", *images, "--photos", "4", "--out", "out")
+    made = command(*word.split(), "--model", runs / "whole", *images, "--photos", "4", "--out", "out")
     assert made.status == 0, made.err
     tags = command("tag", "--model", "out", *images, "--out_csv", "tags.csv")
     assert tags.status == 0, tags.err

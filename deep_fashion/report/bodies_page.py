@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ..text import literal_text, one_line
-from ..model.arch import ADVISED_ARCH
+from ..model.arch import ADVISED_ARCH, arch_parts, is_elsewhere
 from .colours import BLUE, GREY, ORANGE
 from .html import PAGE_STYLE, inline_svg, page_template
 
@@ -132,13 +132,14 @@ def advice_on(
             f"cannot be told from {best.macro_f1:.3f} on these photos (difference {_signed(chosen.difference)}, "
             f"95 % interval {_signed(chosen.difference_low)} to {_signed(chosen.difference_high)}).")
 
-_LARGE_DATA = 'clip', 'dinov2', 'dinov3', 'eva02', 'pe_core'
+_LARGE_DATA = 'clip', 'siglip', 'dinov2', 'dinov3', 'eva02', 'pe_core'
 
 def untried_text(
     found:pd.DataFrame, # As `bodies` returns it
 ) -> str:
-    "What else to try, if no body is among them that was trained on far more than ImageNet."
-    if any(part in name for name in found.arch for part in _LARGE_DATA): return ''
+    "What else to try, if all bodies are known to be trained on little more than ImageNet."
+    names = [name.lower() for arch in found.arch for name in arch_parts(arch)]
+    if any(is_elsewhere(name) or part in name for name in names for part in _LARGE_DATA): return ''
     return (f"None of these was trained on far more than ImageNet; where its weights can be downloaded, compare {ADVISED_ARCH}, too, "
             "which is slower and probably better.")
 
