@@ -1,5 +1,6 @@
 "CLIP, SigLIP, DINO and other bodies that take photos of one size, from their name to tags."
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -8,6 +9,9 @@ import torch
 from deep_fashion.cli import main
 from deep_fashion.core import InputError, read_json
 from deep_fashion.data.samples import make_samples
+from deep_fashion.experiment.bodies import with_body
+from deep_fashion.experiment.plan import TrainingPlan
+from deep_fashion.experiment.recipes import Training
 from deep_fashion.model import arch as module
 from deep_fashion.model.arch import arch_source, arch_stats, photo_size
 from deep_fashion.model.body import split_body, trained_body
@@ -173,3 +177,10 @@ def test_no_network_is_noticed_once(monkeypatch):
     with pytest.raises(InputError, match="could not be fetched"): trained_body("test_vit2", True)
     assert asked == [20] and constants.HF_HUB_OFFLINE is False
     module._answers.cache_clear()
+
+
+def test_compared_at_the_size_of_their_weights(clip):
+    whole = TrainingPlan(None, "whole", 224, 0, True, 5, 0.2)
+    def size(name, plan=whole, size=None): return with_body(Training(None, SimpleNamespace(size=size), plan, None), name).plan.size
+    assert (size("resnet18"), size("vit_base_patch32_clip_384"), size(f"local-dir:{clip}")) == (224, 384, 160)
+    assert size("vit_base_patch32_clip_384", size=224) == 224
