@@ -44,7 +44,9 @@ from .data.pixel_cache import *
 from .data.loaders import *
 from .data.block import *
 from .data.seen import *
+from .model.input_size import *
 from .model.precision import *
+from .model.arch import *
 from .model.body import *
 from .model.crops import *
 from .model.network import *

@@ -49,12 +49,12 @@ def run_sweep(settings:SweepSettings) -> int:
 def run_bodies(settings:BodiesSettings) -> int:
     "Compare frozen bodies."
     from deep_fashion.experiment.bodies import bodies
-    from deep_fashion.report.bodies_page import bodies_as_text, majority_text
+    from deep_fashion.report.bodies_page import bodies_as_text, majority_text, untried_text
     try: found = bodies(settings)
     except KeyboardInterrupt:
         kept = (settings.out/'results').is_dir()
         raise KeyboardInterrupt("stopped; finished bodies are kept, the same command continues" if kept else '') from None
     print(bodies_as_text(found))
-    print(f"\n{majority_text(found)}\n{found.attrs['advice']}")
+    print(f"\n{majority_text(found)} {untried_text(found)}\n{found.attrs['advice']}")
     print(f"look at {settings.out/'bodies.html'}; the table is {settings.out/'bodies.csv'}")
     return 0

@@ -211,7 +211,8 @@ class _Everyday(CommandSettings):
     epochs: int|None = option(None, "epochs with all layers (default: none with pretrained weights, where a linear probe is fitted; "
                                     "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
     arch: str|None = option(None, "architecture of torchvision or timm, also hf-hub:USER/NAME; a+b joins several (default: resnet18; "
-                                  "without a network tf_efficientnet_lite0, whose weights are installed)", metavar='NAME')
+                                  "without a network tf_efficientnet_lite0, whose weights are installed; with one, compare it with "
+                                  "vit_base_patch16_siglip_224.webli, slower and probably better)", metavar='NAME')
 
     @field_validator('run_name')
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from deep_fashion.core import InputError, read_json
 from deep_fashion.data.samples import make_samples
 from deep_fashion.experiment import bodies as module
-from deep_fashion.model.body import arch_source, local_name
+from deep_fashion.model.arch import arch_source, local_name
 from deep_fashion.run import Run
 
 SMALL = ["--crops", "whole", "--size", "64", "--folds", "2", "-nw", "0"]

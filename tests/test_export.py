@@ -14,7 +14,8 @@ from deep_fashion.data.block import attribute_dls
 from deep_fashion.data.split import split_table
 from deep_fashion.data.table import read_table
 from deep_fashion.data.titles import TitleWords
-from deep_fashion.model.body import IMAGENET_STATS, trained_body
+from deep_fashion.model.arch import IMAGENET_STATS
+from deep_fashion.model.body import trained_body
 from deep_fashion.model.crops import Crop
 from deep_fashion.model.network import AttributeModel, EnsembleModel
 from deep_fashion.predict.runtime import RuntimeTagger

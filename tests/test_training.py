@@ -183,7 +183,8 @@ def test_weights_without_a_network(monkeypatch, command, refused, samples, tmp_p
 
 def test_offline_weights(command, samples, tmp_path):
     "The installed weights arrive tensor by tensor, and pixels are normalised as they want it."
-    from deep_fashion.model.body import create_backbone, offline_file, read_weights
+    from deep_fashion.model.arch import offline_file
+    from deep_fashion.model.body import create_backbone, read_weights
     released, loaded = read_weights(offline_file("tf_efficientnet_lite0")), create_backbone("tf_efficientnet_lite0").state_dict()
     assert len(released) == len(loaded) and all(torch.equal(a, b) for a, b in zip(released.values(), loaded.values(), strict=True))
     words = [

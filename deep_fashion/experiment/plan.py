@@ -12,6 +12,7 @@ from operator import index
 from ..core import InputError
 from ..settings import Settings, input_size, plain_value
 from ..run import Run
+from ..model.arch import photo_size
 
 # %% ../../nbs/85_experiment.plan.ipynb #a96b2662
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def training_plan(
         raise InputError(f"folds {folds} and {split[0]} contradict each other: folds score every photo, a split some of them")
     crops = settings.crops or ('garment' if linear_probe and settings.effort != 'quick' else 'whole')
     epochs = settings.epochs if settings.epochs is not None else 0 if linear_probe else 10
-    return TrainingPlan(_arch_of(settings), crops, settings.size or (224 if crops == 'whole' else (480, 360)), epochs, linear_probe, folds,
+    arch = _arch_of(settings)
+    # A name that is none is refused before photos are read.
+    usual = photo_size(arch) if arch else 224
+    return TrainingPlan(arch, crops, settings.size or (usual if crops == 'whole' else (480, 360)), epochs, linear_probe, folds,
                         settings.valid_pct or .2, settings.effort)
 
 def _against_a_probe(settings):

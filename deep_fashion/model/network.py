@@ -12,7 +12,10 @@ from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.torch_core import params
 from torch import nn
 
-from .body import arch_parts, arch_source, arch_stats, features_of, is_feature_map, trained_body
+from .input_size import features_of, is_feature_map
+from .arch import arch_parts, arch_source, arch_stats
+from .body import trained_body
+from .crops import fitted_crops
 
 # %% ../../nbs/33_model.network.ipynb #d5bb8266
 def split_logits(
@@ -104,9 +107,10 @@ class JoinedBody(nn.Module):
     "Several bodies, their pooled features side by side: photos (batch, 3, height, width) to (batch, sum of their `n_features`)."
     def __init__(self,
         parts:list, # `AttributeModel`s without attributes
+        crops:tuple=(), # The `Crop`s that were fitted to each of them
     ):
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.crops = nn.ModuleList(parts), tuple(crops)
 
     def forward(self, photos:torch.Tensor) -> torch.Tensor: return torch.cat([part.features(photos) for part in self.parts], dim=1)
 
@@ -121,6 +125,7 @@ def joined_body(
     pretrained:bool|str=True, # ImageNet weights (True), none (False), a file of weights, or the folder of a run with the same `arch`
     crops:tuple=(), # `Crop`s that are passed through every body (default: the photo as it is)
     normalize:bool=True, # Normalise photos for every body as for its ImageNet weights
+    size:tuple=(224, 224), # Height and width at which photos come
 ) -> JoinedBody:
     "The bodies of several architectures side by side. Raises `InputError` as `trained_body` does."
     parts = []
@@ -128,8 +133,9 @@ def joined_body(
     arch_source(arch)
     for i, name in enumerate(arch_parts(arch)):
         stats = arch_stats(name) if normalize else ([0.]*3, [1.]*3)
-        parts.append(AttributeModel(trained_body(name, pretrained, f'body.parts.{i}.body.'), [], crops=crops, stats=stats))
-    return JoinedBody(parts)
+        body = trained_body(name, pretrained, f'body.parts.{i}.body.')
+        parts.append(AttributeModel(body, [], crops=fitted_crops(crops, body, size), stats=stats))
+    return JoinedBody(parts, crops)
 
 
 # %% ../../nbs/33_model.network.ipynb #dca05b91

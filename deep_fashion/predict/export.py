@@ -49,12 +49,12 @@ class FixedCrop(nn.Module):
     def __init__(self,
         crop:Crop, # The part to cut
         size:tuple, # Height and width of photos
-        square:bool, # Resize to 224 x 224 pixels instead
+        square:bool, # Whether the body accepts squares only
     ):
         super().__init__()
         self.rows, self.columns = (slice(round(start*n), round(end*n)) for start, end, n in
                                    ((crop.top, crop.bottom, size[0]), (crop.left, crop.right, size[1])))
-        height, width = (224, 224) if square else (crop.height, crop.width)
+        height, width = crop.size(square)
         self.register_buffer('vertical', resize_matrix(self.rows.stop - self.rows.start, height))
         self.register_buffer('horizontal', resize_matrix(self.columns.stop - self.columns.start, width).T.contiguous())
 

@@ -34,9 +34,10 @@ from ..data.loaders import OpenPhoto, PhotoDL, PhotoPath
 from ..data.block import AttributeDataLoaders, attribute_block, portable_loaders
 from ..data.seen import SeenPhotos
 from ..model.precision import Speed
-from ..model.body import arch_parts, arch_source, trained_body
+from ..model.arch import arch_parts, arch_source
+from ..model.body import trained_body
 from ..model.crops import Crop
-from ..model.network import AttributeModel, EnsembleModel, joined_body, parts_of
+from ..model.network import AttributeModel, EnsembleModel, JoinedBody, joined_body, parts_of
 from ..model.loss import AttributeLoss
 from ..model.openvino_body import OpenVINOBody
 from ..train.learner import AttributeLearner, learner_of
@@ -82,16 +83,25 @@ def _network_facts(model, arch, size, bfloat16):
 
 def _one_network(model, arch, size, bfloat16):
     if type(model) is not AttributeModel: raise _refusal(f"its network is a {_name(type(model))}")
-    converted, parts = isinstance(model.body, OpenVINOBody), parts_of(model)
-    if any(part.crops != parts[0].crops for part in parts): raise _refusal("its bodies have different crops")
+    converted, crops = isinstance(model.body, OpenVINOBody), _crops_of(model)
     if arch is None and not converted: raise _refusal("its architecture is a function or a network of its own, not a name")
     dropouts = {head[1].p for head in model.heads}
     if len(dropouts) > 1: raise _refusal("its heads have different dropout")
     return NetworkFacts(
         arch=arch, source=None if arch is None else arch_source(arch), features=model.n_features//(2 if model.has_map else 1)
-        //max(len(model.crops), 1), has_map=model.has_map, size=tuple(size), crops=[CropFacts(**crop._asdict()) for crop in parts[0].crops],
+        //max(len(model.crops), 1), has_map=model.has_map, size=tuple(size), crops=[CropFacts(**crop._asdict()) for crop in crops],
         mirrored=model.mirrored, mean=model.mean.flatten().tolist(), std=model.std.flatten().tolist(), dropout=dropouts.pop(),
         channels_last=_is_channels_last(model.body), bfloat16=bfloat16, needs_int8=converted and model.body.needs_int8)
+
+def _crops_of(model):
+    "The crops that are given; those of joined bodies are fitted to each of them, again when the network is built."
+    if not isinstance(model.body, JoinedBody): return model.crops
+    # Bodies joined by an earlier version share their crops.
+    crops = getattr(model.body, 'crops', model.body.parts[0].crops)
+    if any(_boxes(part.crops) != _boxes(crops) for part in parts_of(model)): raise _refusal("its bodies have different crops")
+    return crops
+
+def _boxes(crops): return [crop[:4] for crop in crops] or [(0, 1, 0, 1)]
 
 def _is_channels_last(body):
     return any(o.ndim == 4 and not o.is_contiguous() and o.is_contiguous(memory_format=torch.channels_last) for o in body.parameters())
@@ -155,7 +165,7 @@ def _new_network(facts, sizes, bodies):
     "The network that `facts` describe; its body is from `bodies`, or of the architecture, untrained."
     crops, joined = [Crop(**dict(crop)) for crop in facts.crops], facts.source == 'joined'
     if bodies: body = _Placeholder(facts.features, facts.has_map)
-    else: body = joined_body(facts.arch, False, tuple(crops)) if joined else trained_body(facts.arch, False)
+    else: body = joined_body(facts.arch, False, tuple(crops), size=facts.size) if joined else trained_body(facts.arch, False)
     # Joined bodies have crops of their own, and statistics among their tensors.
     crops = [] if joined else crops
     model = AttributeModel(body, sizes, facts.dropout, crops, facts.mirrored, (facts.mean, facts.std))
@@ -287,8 +297,7 @@ def _writer(content): return lambda path: path.write_bytes(content)
 # %% ../../nbs/79_predict.saving.ipynb #ec8047b2
 def _check_body(body, facts):
     "Raise `InputError` unless a converted body computes the features that were described."
-    height, width = (facts.crops[0].height, facts.crops[0].width) if facts.crops else facts.size
-    if facts.crops and not facts.has_map: height = width = 224
+    height, width = Crop(**dict(facts.crops[0])).size(square=not facts.has_map) if facts.crops else facts.size
     try: found = tuple(body(torch.zeros(1, 3, height, width)).shape)
     except InputError: raise
     except Exception as e: raise InputError(f"its converted network cannot be computed ({type(e).__name__})") from None

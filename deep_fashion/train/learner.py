@@ -18,8 +18,9 @@ from ..data.vocab import AttributeVocab, Attributes, TensorAttributes, mask_miss
 from ..data.loaders import Photo, PhotoDL
 from ..data.block import portable_loaders
 from ..model.precision import Speed, keep_freed_memory
-from ..model.body import arch_name, arch_parts, arch_stats, local_name, trained_body
-from ..model.crops import named_crops
+from ..model.arch import arch_name, arch_parts, arch_stats, local_name
+from ..model.body import trained_body
+from ..model.crops import fitted_crops, named_crops
 from ..model.network import AttributeModel, EnsembleModel, body_splitter, joined_body, split_logits
 from ..model.loss import AttributeLoss
 from ..metrics.scores import PooledLoss, attribute_metrics
@@ -223,10 +224,11 @@ def _check_vocab(dls):
 def _new_model(dls, arch, pretrained, crops, normalize, options):
     # Loaders that normalise already are left as they are.
     normalize = normalize and not any(isinstance(o, Normalize) for o in dls.train.after_batch.fs)
-    crops, sizes = named_crops(crops), dls.vocab.sizes
-    if len(arch_parts(arch)) > 1: return AttributeModel(joined_body(arch, pretrained, crops, normalize), sizes, **options)
-    stats = dict(stats=arch_stats(arch)) if normalize else {}
-    return AttributeModel(trained_body(arch, pretrained), sizes, crops=crops, **stats, **options)
+    crops, sizes, squish = named_crops(crops), dls.vocab.sizes, getattr(dls.train, 'squish', None)
+    size = squish.size if squish else (224, 224)
+    if len(arch_parts(arch)) > 1: return AttributeModel(joined_body(arch, pretrained, crops, normalize, size), sizes, **options)
+    stats, body = dict(stats=arch_stats(arch)) if normalize else {}, trained_body(arch, pretrained)
+    return AttributeModel(body, sizes, crops=fitted_crops(crops, body, size), **stats, **options)
 
 # %% ../../nbs/52_train.learner.ipynb #dd3e4a61
 def learner_of(
