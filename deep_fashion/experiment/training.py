@@ -32,7 +32,7 @@ from ..evaluate.interpretation import predictions_table
 from ..evaluate.label_audit import checked_predictions
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.plots import plot_history, save_figure
-from ..report.tables import confusions_as_dict, scores_as_dict
+from ..report.tables import confusions_as_dict, scores_as_dict, scores_from_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
 from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
@@ -212,9 +212,10 @@ def write_report(
     scored = ScoredPhotos(paths, probabilities, vocab.encode_rows(predictions), run.scores)
     findings = audit_table(data.table, data.products, predictions, run.settings.title_column, photos=len(data.rows) <= MAX_PHOTOS_AUDITED)
     curves = TrainingCurves(run.history, run.batches, run.lr_find, config.get('found_learning_rate'))
+    with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
     facts = {'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', f'scores {plan.validation_method}', learn, scored, data.table, findings,
-                                                 curves, facts, map_seconds))
+                                                 curves, facts, map_seconds, with_titles))
 
 # %% ../../nbs/87_experiment.training.ipynb #0b84a85e
 _MAP_SHARE = .1 # of the time of training

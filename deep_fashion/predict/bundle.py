@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'CARD_FILE', 'AttributeFacts', 'CropFacts', 'NetworkFacts', 'LossFacts', 'SeenFacts', 'ScoreFacts',
-           'SpreadFacts', 'MetricFacts', 'BundleDescription', 'first_error', 'read_description', 'write_bundle',
-           'read_bundle']
+           'SpreadFacts', 'TitleScoreFacts', 'TitleMetricFacts', 'MetricFacts', 'BundleDescription', 'first_error',
+           'read_description', 'write_bundle', 'read_bundle']
 
 # %% ../../nbs/76_predict.bundle.ipynb #2fe217ed
 import hashlib
@@ -143,6 +143,18 @@ class SpreadFacts(_Open):
     lowest: _Number
     highest: _Number
 
+class TitleScoreFacts(_Open):
+    "Scores given picture and title; earlier versions had fewer."
+    accuracy: _Number = None
+    macro_f1: _Number = None
+    macro_f1_low: _Number = None
+    macro_f1_high: _Number = None
+    coverage_at_95: _Number = None
+
+class TitleMetricFacts(_Open):
+    "As `MetricFacts`, given picture and title."
+    mean: TitleScoreFacts|None = None
+
 class MetricFacts(_Open):
     "Scores on photos that the network was not trained on."
     training_photos: _Count|None = None
@@ -150,6 +162,7 @@ class MetricFacts(_Open):
     mean: ScoreFacts|None = None
     folds: dict[str, SpreadFacts]|None = None
     confusion: dict[LabelText, dict[LabelText, dict[LabelText, _Count]]]|None = None
+    with_titles: TitleMetricFacts|None = None
 
     @model_validator(mode='after')
     def _agrees(self):

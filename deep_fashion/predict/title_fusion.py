@@ -16,7 +16,7 @@ from .evidence import fuse
 # %% ../../nbs/78_predict.title_fusion.ipynb #5258a103
 _PULL, _LEAST_LABELS = .01, 20
 
-def _log_losses(probabilities, targets): return -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-6))
+def _log_loss(probabilities, targets): return -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-6)).mean()
 
 def fit_weights(
     picture, # Held-out probabilities given the picture (photos, classes)
@@ -32,11 +32,18 @@ def fit_weights(
         fused = fuse(picture, title, *weights).astype(float)
         # Of the log loss of a softmax: what is expected less what was observed.
         slope = ((fused*logs).sum(2) - observed).mean(1)
-        return _log_losses(fused, targets).mean() + _PULL*((weights - .5)**2).sum(), slope + 2*_PULL*(weights - .5)
+        return _log_loss(fused, targets) + _PULL*((weights - .5)**2).sum(), slope + 2*_PULL*(weights - .5)
     return tuple(map(float, minimize(loss, np.full(2, .5), jac=True, bounds=[(0, None)]*2, method='L-BFGS-B').x))
 
 # %% ../../nbs/78_predict.title_fusion.ipynb #677856b1
 def _is_usable(title, targets): return (targets >= 0) & ~np.isnan(title[:, 0])
+
+def _fused(picture, title, targets, fold):
+    "Fused probabilities, the weights of every photo fitted on the other folds."
+    found = np.array(picture, np.float32)
+    for test in (fold == o for o in np.unique(fold)):
+        found[test] = fuse(picture[test], title[test], *fit_weights(picture[~test], title[~test], targets[~test]))
+    return found
 
 def choose_weights(
     picture, # Held-out probabilities given the picture (photos, classes)
@@ -47,10 +54,9 @@ def choose_weights(
     "The weights of an attribute."
     picture, title, targets, fold = (o[_is_usable(title, targets)] for o in map(np.asarray, (picture, title, targets, fold)))
     if len(targets) < _LEAST_LABELS or len(np.unique(fold)) < 2: return None
-    fused = picture.copy()
-    for test in (fold == o for o in np.unique(fold)):
-        fused[test] = fuse(picture[test], title[test], *fit_weights(picture[~test], title[~test], targets[~test]))
-    if _log_losses(fused, targets).mean() >= _log_losses(picture, targets).mean(): return None
+    nothing = np.full_like(title, 1/title.shape[1])
+    fused, weighted = (_fused(picture, o, targets, fold) for o in (title, nothing))
+    if _log_loss(fused, targets) >= min(_log_loss(picture, targets), _log_loss(weighted, targets)): return None
     return fit_weights(picture, title, targets)
 
 # %% ../../nbs/78_predict.title_fusion.ipynb #5a6afbb4
