@@ -18,9 +18,11 @@ def titled(samples, table, rows):
     "The sample table with other names, and titles in two languages, a tenth of which are empty."
     rows = rows.drop_duplicates("filename")
     rows = rows[[(samples.images / name).exists() and name.startswith("shirt") for name in rows.filename]].reset_index(drop=True)
-    title = [f"メンズ{NECKS.get(neck, '')}シャツ {PATTERNS.get(pattern, '')}es Hemd {i}" if i % 10 else ""
+    title = [f"メンズ{NECKS.get(neck, '')}シャツ {PATTERNS.get(pattern, '')}es Hemd {i}{' قميص' * (i % 3 == 0)}" if i % 10 else ""
              for i, (neck, pattern) in enumerate(zip(rows.neck, rows.pattern))]
-    rows = rows.assign(title=title, neck=rows.neck.map(lambda neck: f"no {neck}, or so" if neck.isdigit() else neck))
+    necks = [f"no {neck}, or so" if neck.isdigit() else neck for neck in rows.neck]
+    numbers = np.arange(len(rows))
+    rows = rows.assign(title=title, third=np.where(numbers % 3 == 0, "yes", "no"), neck=necks, article=4000 + numbers)
     return table(rows.rename(columns={"neck": "neck, front"}).to_csv(index=False), "titled.csv")
 
 
@@ -55,18 +57,20 @@ def test_titles_of_any_language_are_learned_scored_and_used(command, train, titl
 
 
 def test_a_single_split_in_epochs_learns_from_titles(command, train, tmp_path):
-    result = command(*train("a", "--title_column", "title", "--epochs", "1", "--learning_rate", "1e-3", "--valid_pct", "0.6"))
+    words = "--title_column", "title", "--attributes", "third,pattern"
+    result = command(*train("a", *words, "--epochs", "1", "--learning_rate", "1e-3", "--valid_pct", "0.5"))
     assert result.status == 0, result.err
     metrics, learn = read_json(tmp_path / "runs/a/metrics.json"), load_tagger(tmp_path / "runs/a/learn.pkl")
     assert metrics["with_titles"]["mean"]["photos"] == metrics["mean"]["photos"]
-    classifier, *weights = learn.title_models["neck, front"]
-    assert classifier.classes_ == sorted(learn.vocab["neck, front"]) and min(weights) >= 0
+    assert metrics["with_titles"]["attributes"]["third"]["accuracy"] > metrics["attributes"]["third"]["accuracy"]
+    classifier, *weights = learn.title_models["third"]
+    assert classifier.classes_ == ["no", "yes"] and min(weights) >= 0 and classifier.predict_proba(["قميص"])[0, 1] > 0.5
     assert {len(found[0]) for found in learn.title_confidences.values()} == {len(found[0]) for found in learn.confidences.values()}
 
 
-@pytest.mark.parametrize("words", [("--no-titles", "--title_column", "title"), ()])
+@pytest.mark.parametrize("words", [("--no-titles", "--title_column", "title"), ("--title_column", "article")])
 def test_without_titles_pictures_decide_alone(command, refused, train, titled, samples, tmp_path, words):
-    "Either they are not wanted, or file names contain none."
+    "Either they are not wanted, or they are numbers."
     assert command(*train("a", *words)).status == 0
     assert "with_titles" not in read_json(tmp_path / "runs/a/metrics.json")
     given = "--model", tmp_path / "runs/a", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"
