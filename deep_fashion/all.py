@@ -31,6 +31,7 @@ from .data.file_names import *
 from .data.deepfashion import *
 from .data.fashionpedia import *
 from .data.table import *
+from .data.title_classifier import *
 from .data.titles import *
 from .data.catch_all import *
 from .data.near_duplicates import *
@@ -90,9 +91,11 @@ from .report.comparison_page import *
 from .report.runs_page import *
 from .report.sweep_page import *
 from .report.bodies_page import *
+from .predict.facts import *
 from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
+from .predict.title_fusion import *
 from .predict.card import *
 from .predict.journal import *
 from .predict.saving import *

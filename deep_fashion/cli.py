@@ -89,7 +89,7 @@ def print_run(
 ) -> None:
     "What a run is worth, for the terminal."
     from deep_fashion.experiment.plan import TrainingPlan
-    from deep_fashion.report.tables import scores_as_text
+    from deep_fashion.report.tables import scores_as_text, scores_from_dict
     metrics, config = run.metrics, run.config
     print(f"\n{counted(metrics['training_photos'], 'photo')} for training, "
           f"{counted(metrics['validation_photos'], 'labelled photo')} for scoring, {counted(metrics['rows_dropped'], 'row')} dropped")
@@ -99,8 +99,7 @@ def print_run(
     print(scores_as_text(run.scores))
     _print_spread(metrics)
     if 'with_titles' in metrics:
-        mean = metrics['with_titles']['mean']
-        print(f"with titles too (--use_titles): accuracy {mean['accuracy']:.3f}, macro-F1 {mean['macro_f1']:.3f}")
+        print(f"\npicture and title combined (--use_titles):\n\n{scores_as_text(scores_from_dict(metrics['with_titles']))}")
     look = f"look at {run.file('report')}; " if run.file('report').exists() else ""
     print(f"\n{look}written to {run.path}: {', '.join(sorted(path.name for path in run.path.iterdir()))}")
 

@@ -97,6 +97,7 @@ learner splitter: :body_splitter :trainable_params
 learner logger: :print
 learner seen: SeenPhotos
 learner title_words: TitleWords
+learner title_models: TitleClassifier
 callback learn: learner
 callback old_logger: :print
 callback loss smooth_loss metrics _train_mets _valid_mets: metric
@@ -184,6 +185,17 @@ def _check_title_words(made):
     require(type(label) is dict and all(type(o) is list for o in columns), "words of titles")
     require(all(type(o) in (str, int, float) for column in (label.values(), *columns) for o in column), "words of titles")
 
+def _check_title_classifiers(objects):
+    import numpy as np
+    for made in objects:
+        classes, parts, *numbers = (vars(made).get(f'{name}_') for name in 'classes parts scales coefficients intercepts'.split())
+        require(type(classes) is list and {*map(type, classes)} == {str} and type(parts) is str, "a classifier of titles")
+        n, size = len(parts.split('\n')) if parts else 0, len(classes)
+        require(all(type(o) is np.ndarray and o.dtype == np.float32 for o in numbers), "numbers of a classifier of titles")
+        require([o.shape for o in numbers] == [(n,), (n, size), (size,)], "numbers of a classifier of titles")
+    texts = [id(made.parts_) for made in objects if made.parts_]
+    require(len(set(texts)) == len(texts), "classifiers of titles that share parts")
+
 def finish_objects(
     objects:list, # All objects of a pickle, with their attributes
 ) -> None:
@@ -196,6 +208,7 @@ def finish_objects(
             for name, value in getattr(made, '__dict__', {}).items(): _check_value(type(made), name, value, seen)
         if _is_module(type(made)): _check_module(made)
         if type(made).__name__ == 'TitleWords': _check_title_words(made)
+    _check_title_classifiers([made for made in objects if type(made).__name__ == 'TitleClassifier'])
     # One per attribute of the tagger; each makes a table.
     require(sum(type(made).__name__ == 'TitleWords' for made in objects) <= 2**10, "too many classifiers of titles")
     for made in objects:

@@ -37,6 +37,7 @@ deep_fashion.data.classes: AttributeVocab
 deep_fashion.data.loaders: OpenPhoto PhotoDL PhotoPath
 deep_fashion.data.pixel_cache: Squish
 deep_fashion.data.seen: SeenPhotos
+deep_fashion.data.title_classifier: TitleClassifier
 deep_fashion.data.titles: TitleWords TitleLabel
 deep_fashion.data.vocab: AttributeVocab Attributes EncodeAttributes RowLabels
 deep_fashion.metrics.scores: AttributeMetric PooledLoss

@@ -18,10 +18,11 @@ from deep_fashion.data.samples import make_samples
 from deep_fashion.data.seen import SeenPhotos
 from deep_fashion.data.split import split_table
 from deep_fashion.data.table import read_table
-from deep_fashion.data.titles import TitleWords
+from deep_fashion.data.title_classifier import TitleClassifier
 from deep_fashion.predict.bundle import read_bundle
 from deep_fashion.predict.saving import load_bundle, save_bundle
 from deep_fashion.predict.tagger import load_tagger, predict_files
+from deep_fashion.predict.tags import check_titles
 from deep_fashion.run import Run
 from deep_fashion.train.learner import attribute_learner
 
@@ -58,7 +59,8 @@ def learn(tmp_path_factory):
     learn.confidences = {a: some for a in learn.vocab}
     learn.seen = SeenPhotos.of([table.img_dir / name for name in table.rows.filename], table.rows.filename, ~table.rows.is_valid)
     learn.vocab.catch_all = {"neck": "9"}
-    learn.title_words = {"neck": (TitleWords().fit(["polo shirt"] * 9, [learn.vocab.classes["neck"][0]] * 9), 0.9)}
+    learn.title_models = {"neck": (TitleClassifier().fit(["polo shirt", "hooded シャツ"] * 9, learn.vocab["neck"][:2] * 9), 0.8, 0.5)}
+    learn.title_confidences = {**learn.confidences, "neck": (some[0] / 2, ~some[1])}
     return learn
 
 
@@ -82,8 +84,24 @@ def test_a_bundle_holds_everything(learn, bundle):
     for a, found in loaded.confidences.items():
         assert all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(found, learn.confidences[a]))
     assert all(np.array_equal(getattr(loaded.seen, name), getattr(learn.seen, name)) for name in ("photos", "products", "others"))
-    (words, precision), titles = loaded.title_words["neck"], ["a polo shirt", "a shirt", "a polo"]
-    assert precision == 0.9 and words.predict(titles) == learn.title_words["neck"][0].predict(titles)
+    (titles, *weights), texts = loaded.title_models["neck"], ["a polo shirt", "シャツ", "a polo", "", None]
+    assert weights == [0.8, 0.5] and np.array_equal(titles.predict_proba(texts), learn.title_models["neck"][0].predict_proba(texts))
+    assert all(np.array_equal(*o) for o in zip(loaded.title_confidences["neck"], learn.title_confidences["neck"]))
+    assert np.array_equal(loaded.title_confidences["pattern"][0], learn.confidences["pattern"][0])
+
+
+def test_rules_of_title_words_of_earlier_versions_are_no_longer_used(learn, altered, tmp_path):
+    description = json.loads((altered / "tagger.json").read_text())
+    rules = dict(precision=0.9, min_precision=0.8, min_photos=3, words=[["polo", description["attributes"][0]["classes"][0], 9, 0.9]])
+    for attribute in description["attributes"]: attribute.pop("title_model")
+    description["attributes"][0]["titles"] = rules
+    (altered / "tagger.json").write_text(json.dumps({**description, "format": 1}))
+    renew_sums(altered)
+    loaded = load_bundle(altered)
+    assert torch.equal(probabilities(loaded), probabilities(learn)) and loaded.title_models is None
+    with pytest.raises(InputError, match="train it again with titles"): check_titles(loaded, altered)
+    again = load_bundle(save_bundle(loaded, tmp_path / "again"))
+    assert again.title_models is None and read_bundle(tmp_path / "again").format == 1
 
 
 def test_a_loaded_learner_is_trained_further_exported_and_kept_again(learn, bundle, tmp_path):
@@ -214,7 +232,7 @@ def test_descriptions_made_to_do_harm_are_refused_or_harmless(learn, altered):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (dict(format=3), "upgrade"),
+        (dict(format=4), "upgrade"),
         (dict(engine="onnx"), "ONNX Runtime"),
         (dict(engine="openvino"), "other files"),
         (dict(files=["weights.safetensors", "tagger.json"]), "damaged"),
@@ -258,8 +276,8 @@ def test_weights_made_to_do_harm_are_refused_or_harmless(altered):
 def test_json_that_programs_read_differently_is_refused(altered):
     text = (altered / "tagger.json").read_text()
     for found in (
-        text.replace('"format": 1', '"format": 1, "format": 1'),
-        text.replace('"format": 1', '"format": NaN'),
+        text.replace('"format": 3', '"format": 3, "format": 3'),
+        text.replace('"format": 3', '"format": NaN'),
         text.replace('"plain": false', '"plain": ' + "[" * 10**5),
         "[" * 10**6,
         '{"format": ' + "9" * 10**6 + "}",

@@ -13,7 +13,7 @@ from deep_fashion.core import read_json
 from deep_fashion.data.block import attribute_dls
 from deep_fashion.data.split import split_table
 from deep_fashion.data.table import read_table
-from deep_fashion.data.titles import TitleWords
+from deep_fashion.data.title_classifier import TitleClassifier
 from deep_fashion.model.arch import IMAGENET_STATS
 from deep_fashion.model.body import trained_body
 from deep_fashion.model.crops import Crop
@@ -56,7 +56,7 @@ def member(vocab, photos):
 
 @pytest.fixture(scope="module")
 def ensemble(samples, tmp_path_factory):
-    "A bundle of a tagger of two networks with crops, mirror images, title words and confidences. It is not trained."
+    "A bundle of a tagger of two networks with crops, mirror images, models of titles and confidences. It is not trained."
     torch.manual_seed(0)
     table = split_table(read_table(samples.csv, samples.images, names=samples.names))
     dls = attribute_dls(table, size=(80, 64), num_workers=0)
@@ -64,8 +64,9 @@ def ensemble(samples, tmp_path_factory):
     photos = dls.train.one_batch()[0].as_subclass(torch.Tensor)
     learn.model = EnsembleModel([member(dls.vocab, photos), member(dls.vocab, photos)])
     learn.confidences = {a: (np.linspace(.2, 1, 50), np.arange(50) > 10) for a in learn.vocab.attributes}
-    label = learn.vocab["neck"][-1]
-    learn.title_words = {"neck": (TitleWords().use(pd.DataFrame(dict(word=["polo"], label=[label], photos=[9], precision=[.9]))), .9)}
+    titles = [f"shirt-{i:05}-{i % 4}.jpg" for i in range(1, 61)]
+    learn.title_models = {"neck": (TitleClassifier().fit(titles, (learn.vocab["neck"] * 60)[:60]), .8, .9)}
+    learn.title_confidences = {**learn.confidences, "neck": (np.linspace(.1, .9, 50), np.arange(50) > 10)}
     return save_bundle(learn, tmp_path_factory.mktemp("ensemble") / "bundle")
 
 

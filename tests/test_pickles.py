@@ -204,6 +204,9 @@ LINEAR, SEQUENTIAL, FLIP = (Function(o) for o in ("torch.nn.modules.linear.Linea
                                                   "fastai.vision.augment.flip_mat"))
 IDENTITY, PRINT = layer("torch.nn.modules.linear.Identity"), Function("builtins.print")
 CODE = f'[x", None) \rgetattr(__import__("os"), "system")("{touch()}")\rdef g(input_1):\r    x=("]'
+TITLES = "deep_fashion.data.title_classifier.TitleClassifier"
+NUMBERS = dict(scales_=np.ones(1, "f4"), coefficients_=np.ones((1, 2), "f4"), intercepts_=np.ones(2, "f4"))
+CLASSIFIER = dict(classes_=["a", "b"], parts_="a", **NUMBERS)
 ATTRIBUTES = dict(
     code_of_names=Made(LEARNER, _dls=Made(LEARNER, cpu=Partial((Function("timm.models._features_fx.GraphExtractNet"), (
         layer(SEQUENTIAL, {CODE: IDENTITY, "last": IDENTITY}), {"last": "o"}), {})))),
@@ -230,6 +233,10 @@ ATTRIBUTES = dict(
     step=Made(PIPELINE, fs=Made(LIST, items=[PRINT])),
     items=Made(LIST, items=Made(LEARNER)),
     title_words=Made("deep_fashion.data.titles.TitleWords", _label={"a": "b"}, words_=Made(LEARNER)),
+    title_classifier=Made(TITLES, **{**CLASSIFIER, "coefficients_": np.ones((1, 2))}),
+    other_parts=Made(TITLES, **{**CLASSIFIER, "parts_": "a\nb"}),
+    unfitted=Made(TITLES, parts_="a"),
+    title_models=Made(LEARNER, title_models={"neck": (Made(LIST, items=[PRINT]), 1., 1.)}),
     key={Made(LIST, items=[1]): None},
     nested_key={((1,), 2): None},
     new_enumeration=Call((Function("timm.layers.format.Format"), "X", ["A", "B"])),

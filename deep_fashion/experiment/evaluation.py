@@ -50,7 +50,7 @@ def predict_table(
         probabilities = torch.from_numpy(average_products(probabilities, products, learn.vocab))
     if not settings.use_titles: return probabilities
     titles = table.rows[settings.title_column or 'filename']
-    return torch.from_numpy(combine_titles(probabilities, titles, learn.title_words, learn.vocab))
+    return torch.from_numpy(combine_titles(probabilities, titles, learn.title_models, learn.vocab))
 
 # %% ../../nbs/89_experiment.evaluation.ipynb #6c8a7717
 def read_labelled(

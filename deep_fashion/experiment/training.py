@@ -20,11 +20,11 @@ from fastai.torch_core import set_seed
 from ..core import InputError, file_bytes, new_file, whole_file, write_csv, write_json
 from ..settings import Settings, takes_settings
 from ..run import BUNDLE_FILE, RUN_FILES, Run, check_resumed, claimed_run, minutes_noted, model_file, record_settings
-from ..data.training_set import TrainingSet, read_training_set
+from ..data.training_set import TrainingSet, assign_folds, read_training_set
 from ..data.seen import SeenPhotos
 from ..model.body import default_arch
 from ..metrics.calibration import confidences_of, fit_temperatures
-from ..metrics.scores import detailed_scores, score_table
+from ..metrics.scores import detailed_scores
 from ..train.learner import AttributeLearner
 from ..train.checkpoint import check_checkpoint
 from ..train.tracking import ended_with_block
@@ -32,12 +32,12 @@ from ..evaluate.interpretation import predictions_table
 from ..evaluate.label_audit import checked_predictions
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.plots import plot_history, save_figure
-from ..report.tables import confusions_as_dict, scores_as_dict
+from ..report.tables import confusions_as_dict, scores_as_dict, scores_from_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
 from ..predict.bundle import read_description
 from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
-from ..predict.evidence import combine_titles, learn_titles
+from ..predict.title_fusion import learn_titles
 from ..predict.runtime import as_seen
 from .plan import TrainingPlan, training_plan
 from .recipes import Outcome, Training, follow_plan, new_learner
@@ -128,25 +128,32 @@ def calibrated_probabilities(
     return learn.loss_func.activation(logits)
 
 # %% ../../nbs/87_experiment.training.ipynb #346ffe1e
+def _title_parts(data, at, products):
+    "The fold of every photo in training, and for the weights of titles; negative where the picture is not held out."
+    if data.folds > 1: return data.rows.fold.to_numpy(), data.rows.fold.to_numpy()
+    fold, part = np.full((2, len(data.rows)), -1)
+    fold[at], part[at] = 0, assign_folds(products, min(5, products.nunique()))
+    return fold, part
+
 def learn_from_titles(
-    learn:AttributeLearner, # Keeps the title words
+    learn:AttributeLearner, # Keeps the models of titles
     data:TrainingSet, # All photos, with titles
     outcome:Outcome, # Of the training
     probabilities:torch.Tensor, # Of the validation photos by their pictures (photos, sum of sizes)
-) -> dict: # Scores of pictures and titles together; empty where titles indicate nothing
-    "Learn title words from all photos, and score pictures and titles together."
-    rows, attributes = outcome.data.rows, data.table.attributes
-    title_of = pd.Series(data.titles.to_numpy(), index=data.rows.filename)[rows.filename]
-    learn.title_words = learn_titles(data.titles, data.rows, data.products, attributes)
-    if not learn.title_words: return {}
-    combined = probabilities.clone()
-    for fold in sorted(rows.fold.unique()) if 'fold' in rows else [None]:
-        test = np.ones(len(rows), bool) if fold is None else np.array(rows.fold == fold)
-        train = ~data.rows.is_valid if fold is None else data.rows.fold != fold
-        words = learn_titles(data.titles[train], data.rows[train], data.products[train], attributes)
-        combined[test] = torch.from_numpy(combine_titles(probabilities[test], title_of[test], words, learn.vocab))
-    scores = score_table(learn.loss_func.decodes(combined), learn.vocab.encode_rows(rows), learn.vocab)
-    return dict(with_titles=scores_as_dict(scores))
+) -> dict: # Scores of pictures and titles together; empty where titles do not help
+    "Learn from the titles of all photos, and score pictures and titles together."
+    vocab, products = learn.vocab, outcome.data.products
+    if products.nunique() < 2: return {}
+    at = pd.Series(range(len(data.rows)), index=data.rows.filename)[outcome.data.rows.filename].to_numpy()
+    pictures = np.full((len(data.rows), probabilities.shape[1]), np.nan, np.float32)
+    pictures[at] = probabilities
+    all_targets, (fold, part) = vocab.encode_rows(data.rows), _title_parts(data, at, products)
+    models, combined = learn_titles(data.titles, all_targets.numpy(), pictures, fold, part, vocab)
+    if not models: return {}
+    combined, targets = torch.from_numpy(combined[at]), all_targets[at]
+    given_both = confidences_of(combined, targets, vocab)
+    learn.title_models, learn.title_confidences = models, {**learn.confidences, **{a: given_both[a] for a in models}}
+    return dict(with_titles=scores_as_dict(detailed_scores(combined, targets, vocab, learn.majority, products)))
 
 # %% ../../nbs/87_experiment.training.ipynb #cd079ea2
 def run_metrics(
@@ -232,9 +239,10 @@ def write_report(
     scored = ScoredPhotos(paths, probabilities, vocab.encode_rows(predictions), run.scores)
     findings = audit_table(data.table, data.products, predictions, run.settings.title_column, photos=len(data.rows) <= MAX_PHOTOS_AUDITED)
     curves = TrainingCurves(run.history, run.batches, run.lr_find, config.get('found_learning_rate'))
+    with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
     facts = {'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', f'scores {plan.validation_method}', learn, scored, data.table, findings,
-                                                 curves, facts, map_seconds))
+                                                 curves, facts, map_seconds, with_titles))
 
 # %% ../../nbs/87_experiment.training.ipynb #0b84a85e
 _MAP_SHARE = .1 # of the time of training

@@ -124,6 +124,12 @@ common class. *Coverage* is the share of photos that can be tagged at a precisio
 
 Over the folds, mean accuracy is {{ folds.accuracy | spread }} and mean macro-F1 {{ folds.macro_f1 | spread }}.
 {%- endif %}
+{%- if titles %}
+
+Combined with product titles (`--use_titles`), mean accuracy is {{ titles.accuracy | score }}, mean macro-F1 {{ titles.macro_f1 | score }}
+({{ titles.macro_f1_low | score }}–{{ titles.macro_f1_high | score }}) and mean coverage {{ titles.coverage_at_95 | score }},
+scored likewise: titles of products that are scored were not learned from.
+{%- endif %}
 {%- else -%}
 It is not known: no scores were kept with it. `deep_fashion evaluate` scores it on labelled photos.
 {%- endif %}
@@ -184,9 +190,10 @@ def model_card(
     "The model card of a tagger."
     metrics = description.scores or {}
     scores = [*(metrics.get('attributes') or {}).items(), *([('mean', metrics['mean'])] if metrics.get('mean') else [])]
+    titles = (metrics.get('with_titles') or {}).get('mean') if any(a.title_model for a in description.attributes) else None
     made_with = ', '.join(f'{name} {version}' for name, version in description.versions.items() if version)
     return _ENVIRONMENT.from_string(_TEMPLATE).render(
-        attributes=description.attributes, class_names=lambda a: [_named(a, label) for label in a.classes], scores=scores,
+        attributes=description.attributes, class_names=lambda a: [_named(a, label) for label in a.classes], scores=scores, titles=titles,
         photos=metrics.get('training_photos'), products=description.seen and len(description.seen.products.array),
         method=_method(metrics), folds=metrics.get('folds'), limits=list(_limits(description)), engine=description.engine,
         network=description.network, created=description.created, made_with=made_with, exported=description.is_exported)

@@ -40,7 +40,8 @@ class RuntimeTagger:
         if names is None or sorted(names) != sorted(description.files):
             raise InputError(f"model {folder}: is no exported tagger; deep_fashion export writes one")
         self.vocab, self.size, majority = description.vocab(), description.network.size, [a.majority for a in description.attributes]
-        self.confidences, self.title_words, self.seen = description.confidences, description.title_words, as_seen(description.seen)
+        self.confidences, self.seen = description.confidences, as_seen(description.seen)
+        self.title_models, self.title_confidences = description.title_models, description.title_confidences
         self.majority = None if None in majority else majority
         contents = [(self.folder/name).read_bytes() for name in names]
         try: self.graph = LoadedGraph(description.engine, contents, self.size, sum(self.vocab.sizes))

@@ -41,8 +41,9 @@ from ..model.network import AttributeModel, EnsembleModel, JoinedBody, joined_bo
 from ..model.loss import AttributeLoss
 from ..model.openvino_body import OpenVINOBody
 from ..train.learner import AttributeLearner, learner_of
-from .bundle import (AttributeFacts, BundleDescription, CropFacts, LossFacts, NetworkFacts, PackedArray, SeenFacts,
-                                         TitleFacts, first_error, read_bundle, write_bundle)
+from .facts import PackedArray, TitleFacts
+from .bundle import (AttributeFacts, BundleDescription, CropFacts, LossFacts, NetworkFacts, SeenFacts,
+                                         first_error, read_bundle, write_bundle)
 from .card import model_card
 
 # %% ../../nbs/79_predict.saving.ipynb #81437285
@@ -110,15 +111,15 @@ def _is_channels_last(body):
 def _attribute_facts(learn, i, attribute):
     vocab = learn.vocab
     confidences, correct = map(PackedArray.of, learn.confidences[attribute]) if learn.confidences else (None, None)
-    words, precision = (learn.title_words or {}).get(attribute, (None, None))
-    titles = words and TitleFacts(precision=float(precision), min_precision=float(words.min_precision), min_photos=int(words.min_photos),
-                                  words=[(str(w), str(label), int(n), float(p)) for w, label, n, p in words.words_.itertuples(index=False)])
+    held_out = (learn.title_confidences or {}).get(attribute)
+    title_model = TitleFacts.of(learn.title_models[attribute], held_out) if attribute in (learn.title_models or {}) else None
     other = [label for label in vocab.classes[attribute] if not isinstance(label, str)]
     if other: raise _refusal(f"class {other[0]!r} of {attribute} is a {type(other[0]).__name__}, not text")
     names = {str(label): str(name) for label, name in vocab.names.get(attribute, {}).items()}
     return AttributeFacts(name=attribute, classes=list(map(str, vocab.classes[attribute])), names=names,
                           catch_all=vocab.catch_all.get(attribute), temperature=learn.model.temperatures[i].item(),
-                          majority=learn.majority and int(learn.majority[i]), confidences=confidences, correct=correct, titles=titles)
+                          majority=learn.majority and int(learn.majority[i]), confidences=confidences, correct=correct,
+                          title_model=title_model)
 
 def _loss_facts(loss):
     if type(loss) is not AttributeLoss: raise _refusal(f"its loss is {_name(loss)}")
@@ -147,7 +148,7 @@ def _described(learn):
     files = [f'body-{i}.{ending}' for i in range(n_converted) for ending in ('xml', 'bin')]
     attributes = [_attribute_facts(learn, i, attribute) for i, attribute in enumerate(learn.vocab.attributes)]
     return BundleDescription(
-        format=2 if network.source == 'joined' else 1, engine='openvino' if n_converted else 'torch',
+        format=3 if learn.title_models else 2 if network.source == 'joined' else 1, engine='openvino' if n_converted else 'torch',
         files=['weights.safetensors', *files], attributes=attributes,
         missing=learn.vocab.missing, network=network, loss=_loss_facts(learn.loss_func), batch_size=dl.bs, plain=learn.plain,
         seen=_seen_facts(learn.seen), metrics=learn.scores, created=date.today().isoformat())
@@ -247,7 +248,8 @@ def restore_learner(
     learn = learner_of(dls, model, description.plain, speed, loss_func=_new_loss(description.loss, vocab.sizes))
     majority = [a.majority for a in description.attributes]
     learn.arch, learn.majority, learn.scores = facts.arch, None if None in majority else majority, description.scores
-    learn.confidences, learn.title_words, seen = description.confidences, description.title_words, description.seen
+    learn.confidences, learn.title_models, seen = description.confidences, description.title_models, description.seen
+    learn.title_confidences = description.title_confidences
     learn.seen = seen and SeenPhotos(seen.photos.array, seen.products.array, seen.others.array)
     return learn
 

@@ -54,8 +54,10 @@ def check_titles(
     tagger, # As `open_tagger` returns it
     model, # Its file, for the message
 ) -> None:
-    "Raises `InputError` if training learned no title words."
-    if not tagger.title_words: raise InputError(f"model {model}: has learned nothing from titles, so use_titles has no effect")
+    "Raises `InputError` if titles do not help this tagger."
+    if tagger.title_models: return
+    raise InputError(f"model {model}: has learned nothing from titles, or by an earlier version, as rules that are no longer used; "
+                     "leave out use_titles, or train it again with titles")
 
 def _combined_batches(batches, tagger, settings):
     "Yield rows and probabilities, with the evidence of products and titles that the settings ask for."
@@ -64,7 +66,7 @@ def _combined_batches(batches, tagger, settings):
         batches = average_batches(batches, products, tagger.vocab)
     for rows, probabilities in batches:
         if settings.use_titles:
-            probabilities = combine_titles(probabilities, rows[settings.title_column or 'filename'], tagger.title_words, tagger.vocab)
+            probabilities = combine_titles(probabilities, rows[settings.title_column or 'filename'], tagger.title_models, tagger.vocab)
         yield rows, probabilities
 
 # %% ../../nbs/82_predict.tags.ipynb #d2b16e88
@@ -72,14 +74,16 @@ def tag_thresholds(
     tagger, # As `open_tagger` returns it
     min_precision:float|None, # Required share of right tags, between 0 and 1; None accepts everything
     model, # Its file, for messages
+    use_titles:bool=False, # Whether pictures are combined with titles
 ) -> pd.DataFrame: # Per attribute: `threshold`, and `coverage`, the expected share of accepted tags
     "The thresholds of confidence. Raises `InputError` if `min_precision` is no share or the tagger has no confidences of held-out photos."
     attributes = pd.Index(tagger.vocab.attributes, name='attribute')
     if min_precision is None: return pd.DataFrame(dict(threshold=0., coverage=1.), index=attributes)
     if not 0 < min_precision < 1: raise InputError(f"min_precision is a share between 0 and 1, not {min_precision}")
-    if tagger.confidences is None:
+    confidences = tagger.title_confidences if use_titles else tagger.confidences
+    if confidences is None:
         raise InputError(f"model {model}: keeps no confidences of photos held out in training; train it with deep_fashion train")
-    return confidence_thresholds(tagger.confidences, min_precision)
+    return confidence_thresholds(confidences, min_precision)
 
 # %% ../../nbs/82_predict.tags.ipynb #b28741a3
 def _as_text(confidences): return [f'{confidence:.4f}' for confidence in confidences]
@@ -228,8 +232,8 @@ def tag(
     photos = PhotoList(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column],
                        CsvFormat(settings.filename_column, settings.delimiter, settings.encoding))
     total, tagger = len(photos), open_tagger(settings.model, settings.trust)
-    thresholds = tag_thresholds(tagger, settings.min_precision, settings.model)
     if settings.use_titles: check_titles(tagger, settings.model)
+    thresholds = tag_thresholds(tagger, settings.min_precision, settings.model, settings.use_titles)
     with _journal(settings, photos) as journal:
         predictions = Predictions(tagger, photos, settings, total, journal)
         tagged = _write(predictions, _combined_batches(predictions, tagger, settings), thresholds, settings)

@@ -57,6 +57,7 @@ class RunReport:
     curves: TrainingCurves = None # How the tagger was trained
     config: dict = None # Heading -> name -> value
     map_seconds: float = None # Stop drawing Grad-CAM maps after this time (default: draw all)
+    with_titles: pd.DataFrame = None # Scores given picture and title, as `scored` has them given the picture
 
 # %% ../../nbs/74_report.run_page.ipynb #926b8740
 _HEAD = """<!doctype html>
@@ -82,18 +83,24 @@ def _context(scores):
     return f" ({', '.join(found)})" if found else ''
 
 # %% ../../nbs/74_report.run_page.ipynb #ca8ea3b4
-_SCORES_SECTION = """<h2 id="scores">Scores</h2>
+_SCORES_SECTION = """{% macro score_table(names, columns) %}
 <div class="scroll"><table class="scores"><thead><tr><th scope="col">attribute</th>
 {% for c in columns %}<th scope="col"{% if c.baseline %} class="baseline"{% endif %}>{{ c.title }}</th>{% endfor %}
 </tr></thead><tbody>
-{% for name in report.scored.scores.index %}{% set row = loop.index0 %}<tr><th scope="row">{{ name }}</th>
+{% for name in names %}{% set row = loop.index0 %}<tr><th scope="row">{{ name }}</th>
 {% for c in columns %}<td{% if c.baseline %} class="baseline"{% endif %}>{{ c.cells[row] }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
+{% endfor %}</tbody></table></div>{% endmacro %}
+<h2 id="scores">Scores</h2>
+{{ score_table(report.scored.scores.index, columns) }}
 <div class="scroll wide">{{ scores_plot }}</div>
 <dl>{% for c in columns if c.help %}<dt>{{ c.title }}</dt><dd>{{ c.help }}</dd>{% endfor %}
 {% if columns|selectattr('baseline')|list %}<dt>majority</dt>
 <dd>The score of the majority-class baseline, which predicts the most frequent class of the training photos for every photo.</dd>
 {% endif %}</dl>
+{% if title_columns %}<h3>With titles</h3>
+<p class="quiet">Picture and title combined, as <code>--use_titles</code> does: both learned from other products than those scored here.
+Everything else on this page is about pictures alone.</p>
+{{ score_table(report.with_titles.index, title_columns) }}{% endif %}
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #8b696075
@@ -264,6 +271,7 @@ def write_run_page(
     scores, findings = report.scored.scores, report.findings
     page = _PAGE.render(
         report=report, style=PAGE_STYLE, columns=score_columns(scores),
+        title_columns=[] if report.with_titles is None else score_columns(report.with_titles),
         headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
         scores_plot=inline_svg('Macro-F1 per attribute beside the baseline', plot_scores, scores),
         curves=_curve_plots(report.curves) if report.curves else [], attributes=_attributes_shown(report),

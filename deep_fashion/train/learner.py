@@ -64,7 +64,8 @@ class AttributeLearner(Learner):
     "A `Learner` whose `predict` returns all attributes of one photo."
     majority = None # The most common class of every attribute among the training photos, as `majority_classes` returns it
     confidences = None # attribute -> confidence and correctness of predictions on held-out labelled photos, as `confidences_of` returns it
-    title_words = None # attribute -> `TitleWords` and their precision
+    title_models = None # attribute -> what `combine_titles` combines titles with
+    title_confidences = None # As `confidences`, given picture and title
     seen = None # The photos and products it was trained on, as `SeenPhotos`
     plain = False # Use fastai's own loaders
     feature_store = True # Keep the features of a frozen body for later runs
