@@ -106,7 +106,9 @@ def network_key(
     (modules, parameters), digest = before_heads(model), hashlib.blake2b()
     buffers = [o for module in modules for o in module.buffers(recurse=False) if o is not model.temperatures]
     for values in (*parameters, *buffers): digest.update(_bytes_of(values))
-    return [repr((model.body, model.pool, model.crops)), [settings_of(o) for o in modules], digest.digest()]
+    # The classes matter to the heads alone.
+    settings = [[pair for pair in settings_of(o) if pair[0] != 'sizes' or o is not model] for o in modules]
+    return [repr((model.body, model.pool, model.crops)), settings, digest.digest()]
 
 # %% ../../nbs/49_train.state.ipynb #eb07f829
 def _generator_states():
