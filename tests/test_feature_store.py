@@ -69,6 +69,7 @@ def test_other_settings_use_the_same_features(probe):
     first = probe("first")
     assert probe("penalty", "--penalty", "0.03").computed == 0
     assert probe("seed", "--random_seed", "1", "--no-titles").computed == 0
+    assert probe("attribute", "--attributes", "neck").computed == 0
     assert probe("size", "--size", "64").computed == first.computed
     assert probe("crops", "--crops", "garment", "--size", "64").computed == first.computed
 
