@@ -97,7 +97,7 @@ def test_joined_bodies_in_epochs_and_as_weights(command, refused, data, tmp_path
 
 @pytest.mark.parametrize(
     ("arch", "reason"),
-    [("resnet18+", "a name is missing"), ("resnet18+resnet18", "is there twice"), ("resnet18+nonsense", "no architecture"),
+    [("resnet18+", "a name is missing"), ("resnet18+resnet18", "is named twice"), ("resnet18+nonsense", "no architecture"),
      ("local-dir:/nowhere", "cannot be fetched")],
 )  # fmt: skip
 def test_names_that_are_none(refused, data, arch, reason): refused("train", "--run_name", "x", "--arch", arch, *SMALL, *data, says=[reason])
@@ -163,7 +163,7 @@ def test_no_body_is_left(refused, data, tmp_path):
     says = ["no body could be measured", "local-dir:/a", "local-dir:/b"]
     refused("bodies", "--out", "out", "--arch", "local-dir:/a,local-dir:/b", *SMALL, *data, says=says)
     assert not (tmp_path / "out").exists()
-    says = ["'resnett34' (nearest: resnet34", "'resnet1 8' (nearest: resnet18"]
+    says = ["'resnett34': no architecture", "did you mean 'resnet34'?", "'resnet1 8': no architecture"]
     refused("bodies", "--out", "out", "--arch", "resnet18+resnett34,test_resnet,resnet1 8", *SMALL, *data, says=says)
     refused("bodies", "--out", "out", "--arch", ",", *SMALL, *data, says=["arch is empty"])
     refused("bodies", "--out", "out", "--arch", "resnet18", *SMALL, *data, "--photos", "2", says=["at least 2 products", "--photos"])

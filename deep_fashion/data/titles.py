@@ -8,6 +8,7 @@ __all__ = ['title_words', 'wilson_lower_bound', 'indicative_words', 'TitleWords'
 
 # %% ../../nbs/18_data.titles.ipynb #8918959a
 import re
+import unicodedata
 from collections import Counter
 from functools import lru_cache
 from itertools import chain
@@ -20,8 +21,8 @@ def title_words(
     title:str, # A title, or a file name that contains one
 ) -> frozenset:
     "The words of `title` and the pairs of neighbouring words, in lower case."
-    words = re.split(r'[^a-z]+', re.sub(r'\.\w{1,5}$', '', title).lower())
-    words = [w for w in words if len(w) > 2 and not re.fullmatch('[a-f]+', w)]
+    text = unicodedata.normalize('NFKC', re.sub(r'\.\w{1,5}$', '', title)).lower()
+    words = [w for w in re.findall(r'[^\W\d_]{2,}', text) if not re.fullmatch('[a-f]+|[a-z]{2}', w)]
     return frozenset([*words, *map(' '.join, zip(words, words[1:]))])
 
 # %% ../../nbs/18_data.titles.ipynb #9a94cb50

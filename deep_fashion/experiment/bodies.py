@@ -7,7 +7,6 @@ __all__ = ['photos_to_compare', 'photos_per_second', 'body_facts', 'BodyResult',
            'differences', 'compared_bodies', 'bodies']
 
 # %% ../../nbs/91_experiment.bodies.ipynb #7010e27a
-import difflib
 import hashlib
 import os
 import time
@@ -18,9 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
-import torchvision
 from fastai.torch_core import set_seed
 from tqdm.auto import tqdm
 
@@ -220,13 +217,11 @@ def _digest_of(data, settings):
 # %% ../../nbs/91_experiment.bodies.ipynb #54472a14
 def _check_names(archs):
     "Raise `InputError` for names that no library knows; whether others can be had turns out later."
-    known, wrong = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}, []
+    wrong = []
     for name in dict.fromkeys(part for arch in archs for part in arch_parts(arch)):
         try: is_elsewhere(name) or arch_source(name)
-        except InputError:
-            alike = difflib.get_close_matches(name.lower()[:80], sorted(known))
-            wrong.append(f"{name[:80]!r}" + (f" (nearest: {', '.join(alike)})" if alike else ""))
-    if wrong: raise InputError(f"arch: no architecture of torchvision or timm: {shorten_list(wrong)}")
+        except InputError as e: wrong.append(str(e).removeprefix('arch '))
+    if wrong: raise InputError(f"arch {' '.join(wrong)}")
 
 def _measured_bodies(archs, training, results):
     "The results of all bodies that can be measured, and pairs of name and reason of the others, each with a warning."

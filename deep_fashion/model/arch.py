@@ -21,7 +21,7 @@ from fastai.torch_core import no_random
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from ..core import InputError, shorten_list
+from ..core import InputError, nearest, shorten_list
 from .input_size import LARGEST_SIZE
 
 # %% ../../nbs/31_model.arch.ipynb #42890ba5
@@ -116,7 +116,7 @@ def arch_parts(
     parts = [arch] if callable(arch) else arch.split('+')
     if '' in parts: raise InputError(f"arch {arch!r}: a name is missing; expected NAME, or NAME+NAME")
     twice = [part for part in parts if parts.count(part) > 1]
-    if twice: raise InputError(f"arch {arch!r}: {twice[0]} is there twice; its features would be, too")
+    if twice: raise InputError(f"arch {arch!r}: {twice[0]} is named twice; expected different architectures")
     return parts
 
 def arch_source(
@@ -134,9 +134,13 @@ def arch_source(
     if timm.is_model(arch):
         _check_tag(arch)
         return 'timm'
-    alike = timm.list_models(f'*{arch}*')
-    hint = f"there is {shorten_list(alike)}" if alike else "try 'resnet18'"
-    raise InputError(f"arch {arch!r}: no architecture of torchvision or timm; {hint}")
+    raise InputError(f"arch {arch!r}: no architecture of torchvision or timm{_alike(arch)}")
+
+def _alike(arch):
+    "A hint at architectures whose names contain `arch`, the shortest first, or at the one that is most like it."
+    names, key = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}, arch.lower().replace('-', '_')
+    found = sorted((name for name in names if key in name), key=lambda name: (len(name), name))
+    return f"; there is {shorten_list(found)}" if found else nearest(key, sorted(names))
 
 def _check_tag(arch):
     name, _, tag = arch.partition('.')
