@@ -81,14 +81,20 @@ def run_train(settings:Settings) -> int:
     try: print_run(train_tagger(settings))
     except KeyboardInterrupt:
         started = Run(settings.runs_dir/settings.run_name).file('config').exists()
-        raise KeyboardInterrupt("stopped; finished epochs are kept, the same command with --resume continues" if started else '') from None
+        raise KeyboardInterrupt(_how_to_continue(settings) if started else '') from None
     return 0
+
+def _how_to_continue(settings):
+    if settings.effort != 'best': return "stopped; finished epochs are kept, the same command with --resume continues"
+    where = '' if settings.runs_dir == Settings.model_fields['runs_dir'].default else f' --runs_dir {settings.runs_dir}'
+    return f"stopped; finished adaptations are kept, train --run_name {settings.run_name}{where} --resume continues"
 
 def print_run(
     run, # A finished `Run`
 ) -> None:
     "What a run is worth, for the terminal."
     from deep_fashion.experiment.plan import TrainingPlan
+    from deep_fashion.predict.card import adaptation_text
     from deep_fashion.report.tables import scores_as_text, scores_from_dict
     metrics, config = run.metrics, run.config
     print(f"\n{counted(metrics['training_photos'], 'photo')} for training, "
@@ -98,6 +104,7 @@ def print_run(
     print(f"scores {TrainingPlan.of_run(run).validation_method}; beside them the majority-class baseline:\n")
     print(scores_as_text(run.scores))
     _print_spread(metrics)
+    if adapted := adaptation_text(metrics): print(f"\n{adapted}")
     if 'with_titles' in metrics:
         print(f"\npicture and title combined (--use_titles):\n\n{scores_as_text(scores_from_dict(metrics['with_titles']))}")
     look = f"look at {run.file('report')}; " if run.file('report').exists() else ""

@@ -262,7 +262,7 @@ class _Training(_Model):
                                        metavar='X', gt=0, lt=10)
     resume: bool = option(False, "continue a run that was stopped; only --run_name has to be given again", 'training', saved=False)
     penalty: float|None = option(None, "regularisation of the linear probe, as scikit-learn's C: smaller is stronger (default: the best of "
-                                       "0.01, 0.03 and 0.1 in cross-validation)", 'training', metavar='X', gt=0, le=1e6)
+                                       "0.01, 0.03 and 0.1 in cross-validation; quick: 0.03)", 'training', metavar='X', gt=0, le=1e6)
 
 # %% ../nbs/01_settings.ipynb #eb9e285d
 class _Validation(_Training):
@@ -290,9 +290,10 @@ class Settings(_Output):
     plain: bool = option(False, "plain fastai: nothing that makes training faster", 'speed')
     tracker: Words|None = option(None, "log to experiment trackers, one or several: tensorboard, mlflow, trackio, wandb", 'output',
                                  metavar='A,B')
-    effort: Literal['quick', 'good', 'best'] = option(
-        'good', "time to spend on a linear probe: quick (seconds; whole photos), good (minutes; several crops, mirrored), "
-                "best (half an hour; the body is adapted to the photos, too)", 'training')
+    effort: Literal['quick', 'good', 'best']|None = option(
+        None, "time to spend on a linear probe: quick (whole photos only: faster, less accurate), good (minutes; several crops, mirrored), "
+              "best (about an hour on two cores for 1,500 photos; the body is adapted to the photos, which may help a little) "
+              "(default: good)", 'training')
 
     @model_validator(mode='after')
     def _trains_something(self):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from deep_fashion.all import load_learner
-from deep_fashion.cli import main
+from deep_fashion.cli import main, print_run
 from deep_fashion.data.samples import make_samples
 from deep_fashion.experiment import recipes
 from deep_fashion.experiment.plan import TrainingPlan
 from deep_fashion.experiment.recipes import adapt_part
+from deep_fashion.predict.card import adaptation_text
 from deep_fashion.predict.tagger import load_tagger
 from deep_fashion.run import Run
 from deep_fashion.train import adaptation
@@ -34,9 +35,10 @@ def few(tmp_path_factory):
 
 @pytest.fixture
 def brief(monkeypatch):
-    "One epoch in place of several."
+    "One epoch in place of several; adaptation helps, whatever so few photos say."
     recipe = AdaptationRecipe(epochs=1)
     monkeypatch.setattr(recipes, "RECIPE", recipe)
+    monkeypatch.setattr(recipes, "_helps", lambda *_: True)
     return recipe
 
 
@@ -46,7 +48,7 @@ def words(few):
     def of(name, *options, effort="best"):
         data = ["--csv_path", few.csv, "--img_dir", few.images, "--title_column", "title", "--arch", "test_efficientnet"]
         quick = ["--weights", few.weights, "--size", "48", "--crops", "whole", "-nw", "0", "-bs", "8", "--no-photo_cache", "--no-report"]
-        return ["train", "--run_name", name, "--effort", effort, *data, *quick, *options]
+        return ["train", "--run_name", name, *(["--effort", effort] if effort else []), *data, *quick, *options]
     return of
 
 
@@ -59,6 +61,7 @@ def adapted(words, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1))
+        patch.setattr(recipes, "_helps", lambda *_: True)
         assert main([str(word) for word in words("whole", *FOLDS, "--runs_dir", runs)]) == 0
     return Run(runs / "whole")
 
@@ -69,7 +72,8 @@ def state_of(run): return load_tagger(run.path).model.state_dict()
 def test_the_tagger_is_a_frozen_and_an_adapted_network(adapted, few, command):
     plan, metrics = TrainingPlan.of_run(adapted), adapted.metrics
     assert plan.effort == "best" and plan.is_adapted and metrics["validation_photos"] == 24
-    assert set(metrics["adaptation"]) == {"frozen", "adapted", "heads"} and {o["fold"] for o in metrics["adaptation"]["heads"]} == {0, 1, 2}
+    assert set(metrics["adaptation"]) == {"frozen", "adapted", "mean", "kept", "heads"} and metrics["adaptation"]["kept"] == "mean"
+    assert {o["fold"] for o in metrics["adaptation"]["heads"]} == {0, 1, "all"}
     state, original = state_of(adapted), torch.load(few.weights)
     name = next(name for name in original if original[name].ndim == 4)
     assert torch.equal(state[f"models.0.body.{name}"], original[name])
@@ -79,6 +83,46 @@ def test_the_tagger_is_a_frozen_and_an_adapted_network(adapted, few, command):
     photo = sorted(few.images.iterdir())[0]
     found, again = (learn.predict(photo)[2] for learn in (exported, load_tagger(adapted.path)))
     assert all(torch.equal(found[a], again[a]) for a in found)
+
+
+def test_what_adaptation_did_is_told(adapted, capsys):
+    print_run(adapted)
+    found = adapted.metrics["adaptation"]
+    text = "; ".join(f"{title}: accuracy {found[name]['accuracy']:.3f}, macro-F1 {found[name]['macro_f1']:.3f}" for name, title in
+                     (("frozen", "frozen body"), ("adapted", "adapted body"), ("mean", "their mean, which is kept")))
+    card = (adapted.file("bundle") / "README.md").read_text()
+    assert f"\n{text}\n" in capsys.readouterr().out and text in card
+    assert "mean of 2 networks: one with the pretrained body, one adapted to the photos," in card
+    assert found["mean"]["accuracy"] == pytest.approx(adapted.metrics["mean"]["accuracy"], abs=1e-3)
+
+
+def test_runs_of_older_versions_keep_the_mean():
+    scores = dict(accuracy=0.5, macro_f1=None)
+    text = adaptation_text(dict(adaptation=dict(frozen=scores, adapted=scores, heads=[]), mean=dict(accuracy=0.7, macro_f1=0.6)))
+    assert text.endswith("adapted body: accuracy 0.500, macro-F1 –; their mean, which is kept: accuracy 0.700, macro-F1 0.600")
+    assert adaptation_text(dict(mean=scores)) == ""
+
+
+@pytest.mark.parametrize("split", [FOLDS, ("--valid_pct", "0.3")], ids=["folds", "split"])
+def test_the_frozen_body_is_kept_where_adaptation_does_not_help(command, words, brief, monkeypatch, tmp_path, split):
+    monkeypatch.setattr(recipes, "_helps", lambda *_: False)
+    result = command(*words("a", *split, "--report"))
+    assert result.status == 0 and "the frozen body alone is kept, since adaptation did not help (log loss" in result.out
+    assert command(*words("good", *split, effort="good")).status == 0
+    ours, theirs = Run(tmp_path / "runs/a"), Run(tmp_path / "runs/good")
+    assert ours.metrics["mean"] == theirs.metrics["mean"] and ours.metrics["adaptation"]["kept"] == "frozen"
+    assert all(torch.equal(x, y) for x, y in zip(state_of(ours).values(), state_of(theirs).values(), strict=True))
+    assert "the frozen body alone is kept" in ours.file("report").read_text()
+    card = (ours.file("bundle") / "README.md").read_text()
+    assert ("to choose between the frozen and the adapted body" in card) == (split is not FOLDS) and "mean of 2" not in card
+    # Its body learned nothing, so it does not make scores too good.
+    again = command(*words("b", "--weights", ours.path, *split, effort="quick"))
+    assert again.status == 0 and not any("learned from" in note for note in again.notes)
+
+
+def test_the_lower_log_loss_decides():
+    better, worse = dict(macro_f1=0.5, log_loss=0.7), dict(macro_f1=0.6, log_loss=0.8)
+    assert recipes._helps(better, worse) and not recipes._helps(worse, better) and not recipes._helps(better, better)
 
 
 def test_predictions_are_those_of_the_mean(adapted):
@@ -123,8 +167,12 @@ def test_a_stopped_run_continues_to_the_same_tagger(command, words, adapted, bri
         if len(calls) in (2, 4): raise KeyboardInterrupt
         return adapt_part(training, learn, test, number, bar)
     monkeypatch.setattr(recipes, "adapt_part", stopped)
-    statuses = [command(*words("a", *FOLDS)).status]
-    while statuses[-1]: statuses.append(command("train", "--run_name", "a", "--resume").status)
+    results = [command(*words("a", *FOLDS))]
+    while results[-1].status: results.append(command("train", "--run_name", "a", "--resume"))
+    statuses = [result.status for result in results]
+    assert "stopped; finished adaptations are kept, train --run_name a --resume continues" in results[0].err
+    known = [note for result in results for note in result.notes if "adaptations are known" in note]
+    assert [note.split(" adaptations")[0].split()[-3:] for note in known] == [["1", "of", "3"], ["2", "of", "3"]]
     assert statuses == [130, 130, 0] and calls == [0, 1, 1, 2, 2]
     a, whole = Run(tmp_path / "runs/a"), adapted
     assert a.metrics == whole.metrics
@@ -205,7 +253,7 @@ def test_joined_bodies_are_adapted_together(brief, few, tmp_path):
     with torch.no_grad(): assert network(torch.rand(2, 3, 48, 48)).isfinite().all()
 
 
-@pytest.mark.parametrize("effort", ["quick", "best"])
+@pytest.mark.parametrize("effort", ["quick", "good", "best"])
 @pytest.mark.parametrize("options", [("--epochs", "2"), ("--missing", "class")], ids=["epochs", "missing"])
 def test_contradictions_are_refused(refused, words, effort, options):
     refused(*words("a", *options, effort=effort), says=[f"effort {effort}", "linear probe", options[0][2:]])
@@ -225,11 +273,14 @@ def test_quick_is_one_unmirrored_view(command, words, tmp_path):
     assert again.status == 0 and not any("learned from" in note for note in again.notes)
 
 
-def test_runs_of_older_versions_have_the_default_effort(command, words, tmp_path):
-    assert command(*words("a", *FOLDS, effort="good")).status == 0
+@pytest.mark.parametrize("recorded", [{}, dict(effort="good")], ids=["before efforts", "as a default"])
+def test_runs_of_older_versions_have_the_default_effort(command, words, tmp_path, recorded):
+    assert command(*words("a", *FOLDS, effort=None)).status == 0
     path = tmp_path / "runs/a/config.json"
     config = json.loads(path.read_text())
-    del config["settings"]["effort"], config["plan"]["effort"]
+    for part in "settings", "plan":
+        del config[part]["effort"]
+        config[part].update(recorded)
     path.write_text(json.dumps(config))
     (tmp_path / "runs/a/learn.pkl").unlink()
     assert TrainingPlan.of_run(Run(path.parent)).effort == "good"
@@ -247,6 +298,7 @@ def test_an_overconfident_adapted_network_does_not_outvote_the_frozen_one():
 
 def test_a_recipe_without_the_frozen_network_gives_a_single_one(command, words, few, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1, with_frozen=False, adapted_share=0.5))
+    monkeypatch.setattr(recipes, "_helps", lambda *_: True)
     assert command(*words("a", "--valid_pct", "0.3")).status == 0
     state, original = state_of(Run(tmp_path / "runs/a")), torch.load(few.weights)
     name = next(name for name in original if original[name].ndim == 4)

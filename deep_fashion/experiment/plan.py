@@ -15,6 +15,8 @@ from ..run import Run
 from ..model.arch import photo_size
 
 # %% ../../nbs/85_experiment.plan.ipynb #a96b2662
+_ALSO_USED = ", which were also used to calibrate confidences and to choose between the frozen and the adapted body"
+
 @dataclass(frozen=True)
 class TrainingPlan:
     "What settings were resolved to."
@@ -54,7 +56,7 @@ class TrainingPlan:
         "How the scores of the run come about, for people."
         if self.folds > 1: return f"by {self.folds}-fold cross-validation, each photo scored by a model that was not trained on its product"
         also = "" if self.linear_probe else ", which were also used to choose the epoch to keep"
-        return "on the validation photos" + (", on which confidences were calibrated, too" if self.is_adapted else also)
+        return "on the validation photos" + (_ALSO_USED if self.is_adapted else also)
 
 # %% ../../nbs/85_experiment.plan.ipynb #99513b7d
 def training_plan(
@@ -65,9 +67,9 @@ def training_plan(
     split = [name for name in ('valid_pct', 'valid_column', 'valid_csv') if getattr(settings, name)]
     for name in ('penalty', 'effort'):
         value = getattr(settings, name)
-        if not linear_probe and value != Settings.model_fields[name].default:
-            raise InputError(f"{name} {value}: is for the linear probe, which is fitted with pretrained weights, without epochs, "
-                             f"and with missing labels masked; leave out {name}, or {_against_a_probe(settings)}")
+        if not linear_probe and value is not None:
+            raise InputError(f"{name} {value} applies to the linear probe only (pretrained weights, no epochs, missing labels masked); "
+                             f"leave out {name} or {_against_a_probe(settings)}")
     folds = settings.folds or (5 if linear_probe and not split else 1)
     if folds > 1 and split:
         raise InputError(f"folds {folds} and {split[0]} contradict each other: folds score every photo, a split some of them")
@@ -77,12 +79,12 @@ def training_plan(
     # A name that is none is refused before photos are read.
     usual = photo_size(arch) if arch else 224
     return TrainingPlan(arch, crops, settings.size or (usual if crops == 'whole' else (480, 360)), epochs, linear_probe, folds,
-                        settings.valid_pct or .2, settings.effort)
+                        settings.valid_pct or .2, settings.effort or 'good')
 
 def _against_a_probe(settings):
     "The setting that rules out a linear probe."
     if not settings.has_weights: return "no-pretrained"
-    return f"epochs {settings.epochs}" if settings.epochs is not None else f"missing {settings.missing}"
+    return "epochs" if settings.epochs is not None else f"missing {settings.missing}"
 
 def _arch_of(settings):
     "The architecture that was asked for, or that of the run whose weights are used."

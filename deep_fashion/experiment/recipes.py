@@ -7,6 +7,7 @@ __all__ = ['Training', 'Outcome', 'new_learner', 'fit_probe', 'fold_history', 'A
            'chosen_rate', 'predict_rows', 'fit_layers', 'fit_one_split', 'fit_folds', 'follow_plan']
 
 # %% ../../nbs/86_experiment.recipes.ipynb #8f6253f4
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,11 @@ class Outcome:
     data: TrainingSet # The validation photos, in the same order
     history: pd.DataFrame # Losses and scores per epoch or fold
     details: dict = field(default_factory=dict) # Further facts for `metrics.json`
+
+    @property
+    def is_adapted(self) -> bool:
+        "Whether the body of the tagger was adapted to the photos."
+        return self.details.get('adaptation', {}).get('kept', 'frozen') != 'frozen'
 
 # %% ../../nbs/86_experiment.recipes.ipynb #6938e81f
 def new_learner(
@@ -180,19 +186,25 @@ def fit_adapted(
     training:Training, # Plan and photos
     learn:AttributeLearner, # Gets the network that tags
 ) -> Outcome:
-    "Fit probes on the frozen body of `learn`, and on a copy that is adapted to the photos."
+    "Fit probes on the frozen body of `learn`, and on a copy that is adapted to the photos; keep what predicts better."
     frozen, data = fit_probe(training, learn), _teaching(training.data)
     tests = [data.rows.fold.to_numpy() == i for i in range(data.folds)] if data.folds > 1 else [data.rows.is_valid.to_numpy(bool)]
     parts, logits = _adapted_parts(training, learn, tests), torch.zeros(len(data.rows), sum(learn.vocab.sizes))
     for test, part in zip(tests, parts): logits[test] = part.logits
-    rows = frozen.data.rows
+    rows, new = frozen.data.rows, 'mean' if RECIPE.with_frozen else 'adapted'
     adapted, of_adapted = _calibrated(logits if data.folds > 1 else logits[tests[0]], rows, learn.vocab)
     calibrated, of_mean = _calibrated((frozen.logits + adapted)/2, rows, learn.vocab) if RECIPE.with_frozen else (adapted, None)
+    # All are calibrated alike, or the comparison would not be fair.
+    tried = {'frozen': _calibrated(frozen.logits, rows, learn.vocab)[0], 'adapted': adapted, new: calibrated}
+    found = {name: _mean_scores(learn, o, rows) for name, o in tried.items()}
+    kept = new if _helps(found[new], found['frozen']) else 'frozen'
+    heads = [dict(fold='all' if i >= len(tests) else i, **choice) for i, part in enumerate(parts) for choice in part.choices]
+    details = dict(frozen.details, adaptation=dict(found, kept=kept, heads=heads))
+    if kept == 'frozen': return replace(frozen, details=details)
     learn.model, learn.opt = _kept_model(learn.model, parts[-1].network, of_adapted, of_mean), None
-    found = {name: _mean_scores(learn, o, rows) for name, o in (('frozen', frozen.logits), ('adapted', adapted))}
-    heads = [dict(fold=i, **choice) for i, part in enumerate(parts) for choice in part.choices]
-    details = dict(frozen.details, adaptation=dict(found, heads=heads))
     return Outcome(calibrated, frozen.data, fold_history(learn, calibrated, rows), details)
+
+def _helps(new, frozen): return new['log_loss'] < frozen['log_loss']
 
 def _kept_model(frozen, state, of_adapted, of_mean):
     "The network that tags: the adapted one with the parameters `state`, or the mean of both; with their temperatures."
@@ -209,9 +221,11 @@ def _adapted_parts(training, learn, tests):
     run, found = training.run, []
     if len(tests) > 1: tests = [*tests, np.zeros(len(tests[0]), bool)]
     paths = [*(run.fold_checkpoint(i) for i in range(len(tests) - 1)), training.checkpoint_path]
+    known = [AdaptedPart.saved(path, run.origin) for path in paths]
+    if training.settings.resume:
+        warnings.warn(f"{sum(part is not None for part in known)} of {len(known)} adaptations are known from before", stacklevel=2)
     with tqdm(total=RECIPE.epochs*len(tests), desc='adapting the body', leave=False, bar_format=_BAR) as bar:
-        for i, (test, path) in enumerate(zip(tests, paths)):
-            part = AdaptedPart.saved(path, run.origin)
+        for i, (test, path, part) in enumerate(zip(tests, paths, known)):
             if part is None:
                 part = adapt_part(training, learn, test, i, bar)
                 if i < len(tests) - 1: part.network = None
@@ -234,8 +248,10 @@ def _calibrated(logits, rows, vocab):
     return calibrated, temperatures_of(everything)
 
 def _mean_scores(learn, logits, rows):
-    scores = score_table(learn.loss_func.decodes(logits), learn.vocab.encode_rows(rows), learn.vocab).loc['mean']
-    return {name: None if pd.isna(scores[name]) else round(float(scores[name]), 4) for name in ('accuracy', 'macro_f1')}
+    targets = learn.vocab.encode_rows(rows)
+    scores = score_table(learn.loss_func.decodes(logits), targets, learn.vocab).loc['mean']
+    found = {name: None if pd.isna(scores[name]) else round(float(scores[name]), 4) for name in ('accuracy', 'macro_f1')}
+    return dict(found, log_loss=round(float(learn.loss_func(logits, targets)), 4))
 
 # %% ../../nbs/86_experiment.recipes.ipynb #f32bfb23
 def chosen_rate(

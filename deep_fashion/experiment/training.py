@@ -35,6 +35,7 @@ from ..report.plots import plot_history, save_figure
 from ..report.tables import confusions_as_dict, scores_as_dict, scores_from_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
 from ..predict.bundle import read_description
+from ..predict.card import adaptation_text
 from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
 from ..predict.title_fusion import learn_titles
@@ -102,8 +103,13 @@ def _warn_of_seen(training):
 def _teacher_of(weights):
     "The run in which the body of the run `weights` was trained; None where it has the weights of its architecture."
     if weights is None: return None
-    plan = TrainingPlan.of_run(Run(weights))
-    return _teacher_of(Run(weights).settings.weights) if plan.linear_probe and not plan.is_adapted else weights
+    run = Run(weights)
+    return weights if _has_own_body(run) else _teacher_of(run.settings.weights)
+
+def _has_own_body(run):
+    "Whether the body of a run learned from its photos."
+    plan = TrainingPlan.of_run(run)
+    return run.metrics['adaptation'].get('kept') != 'frozen' if plan.is_adapted else not plan.linear_probe
 
 def _record(training):
     run, data = training.run, training.data
@@ -209,7 +215,7 @@ def keep_results(
     run, rows = training.run, outcome.data.rows
     probabilities = calibrated_probabilities(learn, outcome, training.plan.linear_probe)
     learn.confidences = confidences_of(probabilities, learn.vocab.encode_rows(rows), learn.vocab)
-    learn.seen = seen_photos(training.data, training.settings.missing, training.plan.is_adapted)
+    learn.seen = seen_photos(training.data, training.settings.missing, outcome.is_adapted)
     if training.data.titles is not None: outcome.details.update(learn_from_titles(learn, training.data, outcome, probabilities))
     write_csv(run.file('predictions'), predictions_table(rows, probabilities, learn.vocab))
     write_csv(run.file('history'), outcome.history)
@@ -241,8 +247,9 @@ def write_report(
     curves = TrainingCurves(run.history, run.batches, run.lr_find, config.get('found_learning_rate'))
     with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
     facts = {'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
-    write_run_page(run.file('report'), RunReport(f'Run {run.name}', f'scores {plan.validation_method}', learn, scored, data.table, findings,
-                                                 curves, facts, map_seconds, with_titles))
+    method = '; '.join(filter(None, [f'scores {plan.validation_method}', adaptation_text(run.metrics)]))
+    write_run_page(run.file('report'), RunReport(f'Run {run.name}', method, learn, scored, data.table, findings, curves, facts,
+                                                 map_seconds, with_titles))
 
 # %% ../../nbs/87_experiment.training.ipynb #0b84a85e
 _MAP_SHARE = .1 # of the time of training
@@ -256,7 +263,9 @@ def train_tagger(
     Raises `InputError` for whatever is wrong with what was given, before training starts."""
     with claimed_run(settings) as run:
         if settings.resume:
-            check_resumed(run, settings)
+            # Runs of older versions recorded an effort that nobody gave.
+            recorded = settings.effort or run.config['settings'].get('effort')
+            check_resumed(run, settings.model_copy(update=dict(effort=recorded)))
             check_checkpoints(run, settings)
         with ended_with_block(run_trackers(run, settings)) as trackers, minutes_noted(run): _train(settings, run, trackers)
     return run

@@ -70,7 +70,7 @@ def jittered(
 def augmented(
     photos:torch.Tensor, # Shape (batch, 3, height, width), from 0 to 1
 ) -> torch.Tensor: # The same
-    "Half of the photos mirrored, each with other brightness, colour and contrast."
+    "The photos with brightness, colour and contrast changed at random, half of them mirrored."
     def drawn(spread, channels=1): return 1 + spread*(torch.rand(len(photos), channels, 1, 1, device=photos.device) - .5)
     photos = torch.where(drawn(1) < 1, photos.flip(-1), photos)*drawn(_LIGHT)*drawn(_COLOUR, 3)
     mean = photos.mean((2, 3), keepdim=True)
