@@ -96,6 +96,7 @@ from .predict.bundle import *
 from .predict.photo_list import *
 from .predict.evidence import *
 from .predict.title_fusion import *
+from .predict.title_use import *
 from .predict.card import *
 from .predict.journal import *
 from .predict.saving import *

@@ -96,6 +96,7 @@ def print_run(
     from deep_fashion.experiment.plan import TrainingPlan
     from deep_fashion.predict.card import adaptation_text
     from deep_fashion.report.tables import scores_as_text, scores_from_dict
+    from deep_fashion.predict.title_use import title_use_as_text
     metrics, config = run.metrics, run.config
     print(f"\n{counted(metrics['training_photos'], 'photo')} for training, "
           f"{counted(metrics['validation_photos'], 'labelled photo')} for scoring, {counted(metrics['rows_dropped'], 'row')} dropped")
@@ -107,6 +108,7 @@ def print_run(
     if adapted := adaptation_text(metrics): print(f"\n{adapted}")
     if 'with_titles' in metrics:
         print(f"\npicture and title combined (--use_titles):\n\n{scores_as_text(scores_from_dict(metrics['with_titles']))}")
+    if 'title_weights' in metrics: print(f"\n{title_use_as_text(metrics['title_weights'], [*metrics['attributes']])}")
     look = f"look at {run.file('report')}; " if run.file('report').exists() else ""
     print(f"\n{look}written to {run.path}: {', '.join(sorted(path.name for path in run.path.iterdir()))}")
 

@@ -22,7 +22,7 @@ from deep_fashion.data.title_classifier import TitleClassifier
 from deep_fashion.predict.bundle import read_bundle
 from deep_fashion.predict.saving import load_bundle, save_bundle
 from deep_fashion.predict.tagger import load_tagger, predict_files
-from deep_fashion.predict.tags import check_titles
+from deep_fashion.predict.title_use import check_titles
 from deep_fashion.run import Run
 from deep_fashion.train.learner import attribute_learner
 
@@ -60,6 +60,7 @@ def learn(tmp_path_factory):
     learn.seen = SeenPhotos.of([table.img_dir / name for name in table.rows.filename], table.rows.filename, ~table.rows.is_valid)
     learn.vocab.catch_all = {"neck": "9"}
     learn.title_models = {"neck": (TitleClassifier().fit(["polo shirt", "hooded シャツ"] * 9, learn.vocab["neck"][:2] * 9), 0.8, 0.5)}
+    learn.title_source = "Produktname"
     learn.title_confidences = {**learn.confidences, "neck": (some[0] / 2, ~some[1])}
     return learn
 
@@ -85,6 +86,7 @@ def test_a_bundle_holds_everything(learn, bundle):
         assert all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(found, learn.confidences[a]))
     assert all(np.array_equal(getattr(loaded.seen, name), getattr(learn.seen, name)) for name in ("photos", "products", "others"))
     (titles, *weights), texts = loaded.title_models["neck"], ["a polo shirt", "シャツ", "a polo", "", None]
+    assert loaded.title_source == "Produktname" and loaded.title_models["neck"].title_weight == 0.5
     assert weights == [0.8, 0.5] and np.array_equal(titles.predict_proba(texts), learn.title_models["neck"][0].predict_proba(texts))
     assert all(np.array_equal(*o) for o in zip(loaded.title_confidences["neck"], learn.title_confidences["neck"]))
     assert np.array_equal(loaded.title_confidences["pattern"][0], learn.confidences["pattern"][0])
@@ -95,6 +97,7 @@ def test_rules_of_title_words_of_earlier_versions_are_no_longer_used(learn, alte
     rules = dict(precision=0.9, min_precision=0.8, min_photos=3, words=[["polo", description["attributes"][0]["classes"][0], 9, 0.9]])
     for attribute in description["attributes"]: attribute.pop("title_model")
     description["attributes"][0]["titles"] = rules
+    description.pop("title_source")
     (altered / "tagger.json").write_text(json.dumps({**description, "format": 1}))
     renew_sums(altered)
     loaded = load_bundle(altered)

@@ -7,7 +7,7 @@ from deep_fashion.core import InputError, read_json
 from deep_fashion.data.title_classifier import TitleClassifier
 from deep_fashion.data.titles import TitleWords
 from deep_fashion.predict.tagger import load_tagger
-from deep_fashion.predict.tags import check_titles
+from deep_fashion.predict.title_use import check_titles
 
 NECKS = {"0": "ヘンリーネック", "1": "フード付き", "2": "ポロ襟", "3": "丸首", "4": "Vネック", "5": "ジップ"}
 PATTERNS = {"0": "einfarbig", "1": "gestreift", "2": "kariert", "3": "gepunktet", "4": "bedruckt", "5": "geblümt"}
@@ -37,23 +37,43 @@ def train(trained, titled, samples, tmp_path):
 def test_titles_of_any_language_are_learned_scored_and_used(command, train, titled, samples, tmp_path):
     result = command(*train("a", "--title_column", "title"))
     assert result.status == 0 and "picture and title combined (--use_titles):" in result.out, result.err
+    assert "\ntitles are used for neck, front (weights: picture " in result.out
     metrics = read_json(tmp_path / "runs/a/metrics.json")
+    assert metrics["title_weights"].keys() >= {"neck, front", "pattern"}
     for attribute in ("neck, front", "pattern"):
+        assert metrics["title_weights"][attribute]["title"] > 0.1
         alone, both = (o["attributes"][attribute] for o in (metrics, metrics["with_titles"]))
         assert set(both) == set(alone) and both["photos"] == alone["photos"] and both["accuracy"] > alone["accuracy"] + 0.1
         assert both["macro_f1_low"] <= both["macro_f1"] <= both["macro_f1_high"] and both["coverage_at_95"] > alone["coverage_at_95"]
     given = "--model", tmp_path / "runs/a", "--img_dir", samples.images, "--csv_path", titled, "--title_column", "title", "--use_titles"
-    assert command("evaluate", *given).status == 0
+    evaluated = command("evaluate", *given)
+    n = len(pd.read_csv(titled))
+    note = f"titles are from column 'title'; the tagger knows words, or parts of words, in those of {n - -(-n // 10)} of {n}"
+    assert evaluated.status == 0 and note in evaluated.err
     results = [command("tag", *given[:-1], "--min_precision", "0.9", "--out_csv", tmp_path / f"{n}.csv", *given[-1:][:n]) for n in range(2)]
     alone, both = (pd.read_csv(tmp_path / f"{n}.csv", dtype=str, keep_default_na=False) for n in range(2))
     assert (both["neck, front"] != "#N/A").mean() > (alone["neck, front"] != "#N/A").mean()
+    assert "title_column has no effect" in results[0].err and "titles are from column 'title'" in results[1].err
     assert "neck, front:" in results[1].out and results[0].out != results[1].out
     rows = pd.read_csv(titled, dtype=str, keep_default_na=False).set_index("filename").loc[both.filename]
     # Without a title, the picture decides, as surely as before.
     same = (both.pattern_confidence == alone.pattern_confidence).to_numpy()
     assert same[(rows.title == "").to_numpy()].all() and not same.all()
     card = (tmp_path / "runs/a/bundle/README.md").read_text()
-    assert "Combined with product titles" in card
+    assert "Combined with product titles" in card and "--title_column title" in card
+
+
+def test_titles_of_a_column_are_not_replaced_by_file_names(command, refused, train, titled, samples, tmp_path):
+    assert command(*train("a", "--title_column", "title")).status == 0
+    says = ["learned from titles in column 'title'; give title_column (and csv_path)"]
+    for model in ("runs/a", "runs/a/learn.pkl"):
+        given = "--model", tmp_path / model, "--img_dir", samples.images, "--use_titles"
+        refused("tag", *given, "--out_csv", tmp_path / "tags.csv", says=says)
+        refused("evaluate", *given, "--csv_path", titled, says=says)
+    renamed = pd.read_csv(titled, dtype=str, keep_default_na=False).rename(columns={"title": "name"})
+    renamed.to_csv(tmp_path / "renamed.csv", index=False)
+    other = "--csv_path", tmp_path / "renamed.csv", "--title_column", "name"
+    assert command("tag", *given, *other, "--out_csv", tmp_path / "tags.csv").status == 0
 
 
 def test_a_single_split_in_epochs_learns_from_titles(command, train, tmp_path):
@@ -68,20 +88,24 @@ def test_a_single_split_in_epochs_learns_from_titles(command, train, tmp_path):
     assert {len(found[0]) for found in learn.title_confidences.values()} == {len(found[0]) for found in learn.confidences.values()}
 
 
-@pytest.mark.parametrize("words", [("--no-titles", "--title_column", "title"), ("--title_column", "article")])
-def test_without_titles_pictures_decide_alone(command, refused, train, titled, samples, tmp_path, words):
+@pytest.mark.parametrize("words, why", [(("--no-titles", "--title_column", "title"), "was trained without titles"),
+                                        (("--title_column", "article"), "titles helped with no attribute")])
+def test_without_titles_pictures_decide_alone(command, refused, train, samples, tmp_path, words, why):
     "Either they are not wanted, or they are numbers."
-    assert command(*train("a", *words)).status == 0
+    result = command(*train("a", *words))
+    assert result.status == 0 and ("titles help with no attribute, so --use_titles is not" in result.out) == ("--no-titles" not in words)
     assert "with_titles" not in read_json(tmp_path / "runs/a/metrics.json")
     given = "--model", tmp_path / "runs/a", "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"
-    refused("tag", *given, "--use_titles", says=["learned nothing from titles"])
+    refused("tag", *given, "--use_titles", says=[why])
 
 
 def test_rules_of_an_earlier_version_are_named(trained, tmp_path):
     learn = load_tagger(trained / "learn.pkl")
     learn.title_words = {"neck": (TitleWords().fit(["polo shirt"] * 9, ["2"] * 9), 0.9)}
+    learn.title_source = None
     learn.export((tmp_path / "old.pkl").absolute())
-    with pytest.raises(InputError, match="train it again with titles"): check_titles(load_tagger(tmp_path / "old.pkl"), "old.pkl")
+    with pytest.raises(InputError, match="rules of an earlier version.*train it again"):
+        check_titles(load_tagger(tmp_path / "old.pkl"), "old.pkl")
 
 
 def test_a_classifier_survives_anything():

@@ -32,7 +32,8 @@ from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.tables import confusions_as_dict, scores_as_dict
 from ..report.run_page import RunReport, ScoredPhotos, write_run_page
 from ..predict.evidence import average_products, combine_titles
-from ..predict.tags import check_titles, open_tagger
+from ..predict.tags import open_tagger
+from ..predict.title_use import check_titles, known_titles, title_note
 
 # %% ../../nbs/89_experiment.evaluation.ipynb #8e7a12aa
 def predict_table(
@@ -173,12 +174,12 @@ def evaluate(
     page = out and new_file(out.with_suffix('.html'))
     if out and page == out: raise InputError(f"out {out}: the report is written under this name; name a JSON file")
     learn = open_tagger(settings.model, settings.trust)
-    if settings.use_titles: check_titles(learn, settings.model)
+    if settings.use_titles: check_titles(learn, settings.model, settings.title_column)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
     recognised = find_products(table, settings.group_column, settings.group_pattern)
     products = recognised.of_row
     seen = seen_in_training(learn, table, products)
-    notes = [*_notes_on_seen(seen, products), *_notes_on_unknown(unknown, learn.vocab, settings.csv_path)]
+    notes = [*_notes_on_seen(seen, products), *_notes_on_table(learn, table, unknown, settings)]
     for note in notes: warnings.warn(note, stacklevel=3)
     probabilities, targets = predict_table(learn, table, settings), learn.vocab.encode_rows(table.rows)
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
@@ -196,6 +197,13 @@ def _notes_on_unknown(unknown, vocab, source):
     if unknown.empty: return []
     left_out = f"{counted(len(unknown), 'label')} unknown to the tagger {'was' if len(unknown) == 1 else 'were'} left out"
     return [f"{source}: {left_out}: {shorten_list(unknown_as_text(unknown, vocab))}"]
+
+def _notes_on_table(learn, table, unknown, settings):
+    notes = _notes_on_unknown(unknown, learn.vocab, settings.csv_path)
+    # Without `use_titles`, a column of titles is not in vain: it shows in the report which class is a catch-all class.
+    if not settings.use_titles: return notes
+    known = known_titles(table.rows[settings.title_column or 'filename'], learn.title_models)
+    return [*notes, title_note(settings, int(known.sum()), len(known))]
 
 def _as_records(unknown): return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in unknown.to_dict('records')]
 

@@ -39,6 +39,7 @@ from ..predict.card import adaptation_text
 from ..predict.saving import save_bundle
 from ..predict.tagger import load_tagger
 from ..predict.title_fusion import learn_titles
+from ..predict.title_use import title_use_as_text
 from ..predict.runtime import as_seen
 from .plan import TrainingPlan, training_plan
 from .recipes import Outcome, Training, follow_plan, new_learner
@@ -136,30 +137,32 @@ def calibrated_probabilities(
 # %% ../../nbs/87_experiment.training.ipynb #346ffe1e
 def _title_parts(data, at, products):
     "The fold of every photo in training, and for the weights of titles; negative where the picture is not held out."
-    if data.folds > 1: return data.rows.fold.to_numpy(), data.rows.fold.to_numpy()
     fold, part = np.full((2, len(data.rows)), -1)
     fold[at], part[at] = 0, assign_folds(products, min(5, products.nunique()))
-    return fold, part
+    # Weights for one of two folds could not be cross-validated on the other alone.
+    if data.folds > 2: part = data.rows.fold.to_numpy()
+    return (data.rows.fold.to_numpy() if data.folds > 1 else fold), part
 
 def learn_from_titles(
-    learn:AttributeLearner, # Keeps the models of titles
+    learn:AttributeLearner, # Keeps the title classifiers
     data:TrainingSet, # All photos, with titles
     outcome:Outcome, # Of the training
     probabilities:torch.Tensor, # Of the validation photos by their pictures (photos, sum of sizes)
-) -> dict: # Scores of pictures and titles together; empty where titles do not help
+) -> dict: # `title_weights` of attributes for which titles help, and if there are any, the scores `with_titles`
     "Learn from the titles of all photos, and score pictures and titles together."
     vocab, products = learn.vocab, outcome.data.products
-    if products.nunique() < 2: return {}
+    if products.nunique() < 2: return dict(title_weights={})
     at = pd.Series(range(len(data.rows)), index=data.rows.filename)[outcome.data.rows.filename].to_numpy()
     pictures = np.full((len(data.rows), probabilities.shape[1]), np.nan, np.float32)
     pictures[at] = probabilities
     all_targets, (fold, part) = vocab.encode_rows(data.rows), _title_parts(data, at, products)
-    models, combined = learn_titles(data.titles, all_targets.numpy(), pictures, fold, part, vocab)
-    if not models: return {}
+    models, combined = learn_titles(data.titles, all_targets.numpy(), pictures, fold, part, vocab, data.products)
+    weights = {a: dict(picture=round(o.picture_weight, 4), title=round(o.title_weight, 4)) for a, o in models.items()}
+    if not models: return dict(title_weights=weights)
     combined, targets = torch.from_numpy(combined[at]), all_targets[at]
     given_both = confidences_of(combined, targets, vocab)
     learn.title_models, learn.title_confidences = models, {**learn.confidences, **{a: given_both[a] for a in models}}
-    return dict(with_titles=scores_as_dict(detailed_scores(combined, targets, vocab, learn.majority, products)))
+    return dict(title_weights=weights, with_titles=scores_as_dict(detailed_scores(combined, targets, vocab, learn.majority, products)))
 
 # %% ../../nbs/87_experiment.training.ipynb #cd079ea2
 def run_metrics(
@@ -216,6 +219,7 @@ def keep_results(
     probabilities = calibrated_probabilities(learn, outcome, training.plan.linear_probe)
     learn.confidences = confidences_of(probabilities, learn.vocab.encode_rows(rows), learn.vocab)
     learn.seen = seen_photos(training.data, training.settings.missing, outcome.is_adapted)
+    learn.title_source = '' if training.data.titles is None else training.settings.title_column or 'filename'
     if training.data.titles is not None: outcome.details.update(learn_from_titles(learn, training.data, outcome, probabilities))
     write_csv(run.file('predictions'), predictions_table(rows, probabilities, learn.vocab))
     write_csv(run.file('history'), outcome.history)
@@ -246,7 +250,9 @@ def write_report(
     findings = audit_table(data.table, data.products, predictions, run.settings.title_column, photos=len(data.rows) <= MAX_PHOTOS_AUDITED)
     curves = TrainingCurves(run.history, run.batches, run.lr_find, config.get('found_learning_rate'))
     with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
-    facts = {'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
+    titles = run.metrics.get('title_weights')
+    use = {} if titles is None else {'Titles': {'Use': title_use_as_text(titles, vocab.attributes)}}
+    facts = {**use, 'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
     method = '; '.join(filter(None, [f'scores {plan.validation_method}', adaptation_text(run.metrics)]))
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', method, learn, scored, data.table, findings, curves, facts,
                                                  map_seconds, with_titles))

@@ -174,13 +174,14 @@ BUNDLE_FORMAT = 3 # to be increased when an older version could not read a descr
 
 class BundleDescription(StrictFacts):
     "What `tagger.json` holds."
-    format: Literal[1, 2, 3] = 1 # 2: with joined bodies; 3: with models of titles
+    format: Literal[1, 2, 3] = 1 # 2: with joined bodies; 3: with title classifiers
     engine: Literal['torch', 'openvino', 'onnx']
     files: list[_FileName] = Field(min_length=1, max_length=250) # Beside the description
     attributes: list[AttributeFacts] = Field(min_length=1, max_length=_MOST_ATTRIBUTES)
     missing: Literal['mask', 'class'] = 'mask' # How a missing label was treated: left out, or a class of its own
     network: NetworkFacts
     loss: LossFacts|None = None
+    title_source: LabelText|None = None # As `AttributeLearner` has it
     batch_size: int = Field(32, ge=1, le=2**16) # Of its loaders
     plain: bool = False # Whether fastai's own loaders are used
     seen: SeenFacts|None = None # The photos of training
@@ -212,7 +213,7 @@ class BundleDescription(StrictFacts):
 
     @property
     def title_models(self) -> dict|None:
-        "attribute -> its model, as `combine_titles` takes it; None without."
+        "attribute -> `TitleModel`; None without."
         return {a.name: a.title_model.model() for a in self.attributes if a.title_model} or None
 
     @property

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..core import counted
 from .bundle import AttributeFacts, BundleDescription
+from .title_use import title_weights_as_text
 
 # %% ../../nbs/79_predict.card.ipynb #7fd45dcc
 _MOST_SHOWN, _FEW_PHOTOS, _USABLE = 40, 10, .5
@@ -134,6 +135,10 @@ Combined with product titles (`--use_titles`), mean accuracy is {{ titles.accura
 ({{ titles.macro_f1_low | score }}–{{ titles.macro_f1_high | score }}) and mean coverage {{ titles.coverage_at_95 | score }},
 scored likewise: titles of products that are scored were not learned from.
 {%- endif %}
+{%- if title_use %}
+
+`--use_titles` uses titles for {{ title_use | listed }}.
+{%- endif %}
 {%- else -%}
 It is not known: no scores were kept with it. `deep_fashion evaluate` scores it on labelled photos.
 {%- endif %}
@@ -150,6 +155,11 @@ It is not known: no scores were kept with it. `deep_fashion evaluate` scores it 
 
 ```sh
 deep_fashion tag --model THIS_FOLDER --img_dir photos --out_csv tags.csv
+{%- if title_use %}
+# picture and title together
+deep_fashion tag --model THIS_FOLDER --img_dir photos --out_csv tags.csv --use_titles
+{{- ' --csv_path list.csv --title_column title' if of_column }}
+{%- endif %}
 ```
 
 ```python
@@ -213,9 +223,11 @@ def model_card(
     metrics = description.scores or {}
     scores = [*(metrics.get('attributes') or {}).items(), *([('mean', metrics['mean'])] if metrics.get('mean') else [])]
     titles = (metrics.get('with_titles') or {}).get('mean') if any(a.title_model for a in description.attributes) else None
+    title_use = [title_weights_as_text(a.name, *a.title_model.weights) for a in description.attributes if a.title_model]
     made_with = ', '.join(f'{name} {version}' for name, version in description.versions.items() if version)
     return _ENVIRONMENT.from_string(_TEMPLATE).render(
         attributes=description.attributes, class_names=lambda a: [_named(a, label) for label in a.classes], scores=scores, titles=titles,
+        title_use=title_use, of_column=description.title_source not in (None, '', 'filename'),
         photos=metrics.get('training_photos'), products=description.seen and len(description.seen.products.array),
         method=_method(metrics), folds=metrics.get('folds'), limits=list(_limits(description)), engine=description.engine,
         adaptation=adaptation_text(metrics), network=description.network, created=description.created, made_with=made_with,

@@ -87,13 +87,14 @@ def fuse(
 def combine_titles(
     probabilities, # Of all attributes (photos, sum of sizes)
     titles, # The title of every photo
-    title_models:dict, # attribute -> `TitleClassifier`, weight of the picture, weight of the title
+    title_models:dict, # attribute -> `TitleModel`
     vocab:AttributeVocab, # The attributes and their classes
 ) -> np.ndarray: # Shape (photos, sum of sizes), 32 bits
     "Class probabilities given both photo and title."
     heads, titles = [], list(titles)
     for attribute, head in zip(vocab.attributes, vocab.split(np.asarray(probabilities, np.float32))):
         if attribute in title_models:
+            # An exported learner has plain tuples.
             classifier, *weights = title_models[attribute]
             head = fuse(head, classifier.evidence(titles, vocab.classes[attribute]), *weights)
         heads.append(head)

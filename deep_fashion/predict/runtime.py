@@ -42,6 +42,7 @@ class RuntimeTagger:
         self.vocab, self.size, majority = description.vocab(), description.network.size, [a.majority for a in description.attributes]
         self.confidences, self.seen = description.confidences, as_seen(description.seen)
         self.title_models, self.title_confidences = description.title_models, description.title_confidences
+        self.title_source = description.title_source
         self.majority = None if None in majority else majority
         contents = [(self.folder/name).read_bytes() for name in names]
         try: self.graph = LoadedGraph(description.engine, contents, self.size, sum(self.vocab.sizes))

@@ -151,7 +151,7 @@ def _described(learn):
         format=3 if learn.title_models else 2 if network.source == 'joined' else 1, engine='openvino' if n_converted else 'torch',
         files=['weights.safetensors', *files], attributes=attributes,
         missing=learn.vocab.missing, network=network, loss=_loss_facts(learn.loss_func), batch_size=dl.bs, plain=learn.plain,
-        seen=_seen_facts(learn.seen), metrics=learn.scores, created=date.today().isoformat())
+        title_source=learn.title_source, seen=_seen_facts(learn.seen), metrics=learn.scores, created=date.today().isoformat())
 
 # %% ../../nbs/79_predict.saving.ipynb #865b5afa
 class _Placeholder(nn.Module):
@@ -249,7 +249,7 @@ def restore_learner(
     majority = [a.majority for a in description.attributes]
     learn.arch, learn.majority, learn.scores = facts.arch, None if None in majority else majority, description.scores
     learn.confidences, learn.title_models, seen = description.confidences, description.title_models, description.seen
-    learn.title_confidences = description.title_confidences
+    learn.title_confidences, learn.title_source = description.title_confidences, description.title_source
     learn.seen = seen and SeenPhotos(seen.photos.array, seen.products.array, seen.others.array)
     return learn
 

@@ -9,31 +9,31 @@ __all__ = ['fit_weights', 'choose_weights', 'cross_fitted', 'learn_titles']
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.title_classifier import TitleClassifier, held_out_evidence
+from ..data.title_classifier import TitleClassifier, TitleModel, held_out_evidence
 from ..data.classes import AttributeVocab
 from .evidence import fuse
 
 # %% ../../nbs/78_predict.title_fusion.ipynb #5258a103
-_PULL, _LEAST_LABELS = .01, 20
+_LEAST_LABELS, _LEAST_WEIGHT = 20, .01
 
-def _log_loss(probabilities, targets): return -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-6)).mean()
+def _log_losses(probabilities, targets): return -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-6))
 
 def fit_weights(
     picture, # Held-out probabilities given the picture (photos, classes)
     title, # The same given the title
     targets, # Class indices (photos,)
 ) -> tuple: # The weights of picture and title
-    "The weights with which `fuse` has the lowest log loss."
+    "The weights with which `fuse` has the lowest log loss, regularised towards the picture alone."
     # Imported here, since taggers that only predict do not have it.
     from scipy.optimize import minimize
     logs = np.log(np.maximum(np.stack([picture, title]).astype(float), 1e-6))
-    observed = logs[:, np.arange(len(targets)), targets]
+    observed, penalty, alone = logs[:, np.arange(len(targets)), targets], 1/max(len(targets), 1), np.array([1., 0.])
     def loss(weights):
         fused = fuse(picture, title, *weights).astype(float)
         # Of the log loss of a softmax: what is expected less what was observed.
         slope = ((fused*logs).sum(2) - observed).mean(1)
-        return _log_loss(fused, targets) + _PULL*((weights - .5)**2).sum(), slope + 2*_PULL*(weights - .5)
-    return tuple(map(float, minimize(loss, np.full(2, .5), jac=True, bounds=[(0, None)]*2, method='L-BFGS-B').x))
+        return _log_losses(fused, targets).mean() + penalty*((weights - alone)**2).sum(), slope + 2*penalty*(weights - alone)
+    return tuple(map(float, minimize(loss, alone, jac=True, bounds=[(0, None)]*2, method='L-BFGS-B').x))
 
 # %% ../../nbs/78_predict.title_fusion.ipynb #677856b1
 def _is_usable(title, targets): return (targets >= 0) & ~np.isnan(title[:, 0])
@@ -45,19 +45,31 @@ def _fused(picture, title, targets, fold):
         found[test] = fuse(picture[test], title[test], *fit_weights(picture[~test], title[~test], targets[~test]))
     return found
 
+def _falls(losses, others, products):
+    "Whether `losses` are below `others` by more than a standard error of the mean, products being independent."
+    gains = others - losses
+    _, of_product = np.unique(products, return_inverse=True)
+    sums = np.bincount(of_product, gains - gains.mean())
+    error = np.sqrt((sums**2).sum()*len(sums)/max(len(sums) - 1, 1))/len(gains)
+    return len(sums) > 1 and gains.mean() > error
+
 def choose_weights(
     picture, # Held-out probabilities given the picture (photos, classes)
     title, # The same given the title, NaN where it is no evidence
     targets, # Class indices (photos,), -1 where unknown
     fold, # The fold of every photo, whole products at a time
+    products=None, # The product of every photo (default: each is one)
 ) -> tuple|None: # The weights of picture and title; None where titles do not help
     "The weights of an attribute."
-    picture, title, targets, fold = (o[_is_usable(title, targets)] for o in map(np.asarray, (picture, title, targets, fold)))
+    products, usable = np.arange(len(targets)) if products is None else products, _is_usable(title, targets)
+    picture, title, targets, fold, products = (np.asarray(o)[usable] for o in (picture, title, targets, fold, products))
     if len(targets) < _LEAST_LABELS or len(np.unique(fold)) < 2: return None
-    nothing = np.full_like(title, 1/title.shape[1])
-    fused, weighted = (_fused(picture, o, targets, fold) for o in (title, nothing))
-    if _log_loss(fused, targets) >= min(_log_loss(picture, targets), _log_loss(weighted, targets)): return None
-    return fit_weights(picture, title, targets)
+    # Titles of which nothing was learned but how common the classes are.
+    nothing = np.broadcast_to(title.mean(0), title.shape)
+    fused, weighted = (_log_losses(_fused(picture, o, targets, fold), targets) for o in (title, nothing))
+    if not all(_falls(fused, alone, products) for alone in (_log_losses(picture, targets), weighted)): return None
+    weights = fit_weights(picture, title, targets)
+    return weights if weights[1] >= _LEAST_WEIGHT else None
 
 # %% ../../nbs/78_predict.title_fusion.ipynb #5a6afbb4
 def cross_fitted(
@@ -65,11 +77,12 @@ def cross_fitted(
     title, # The same given the title, NaN where it is no evidence
     targets, # Class indices (photos,), -1 where unknown
     fold, # The fold of every photo, whole products at a time
+    products=None, # The product of every photo (default: each is one)
 ) -> np.ndarray: # Shape (photos, classes), 32 bits
     "Fused probabilities, the weights of every photo chosen on photos of other folds."
-    found = np.array(picture, np.float32)
+    found, products = np.array(picture, np.float32), np.arange(len(targets)) if products is None else np.asarray(products)
     for test in (fold == o for o in np.unique(fold)):
-        weights = choose_weights(*(o[~test] for o in (picture, title, targets, fold)))
+        weights = choose_weights(*(o[~test] for o in (picture, title, targets, fold, products)))
         if weights: found[test] = fuse(picture[test], title[test], *weights)
     return found
 
@@ -81,13 +94,16 @@ def learn_titles(
     fold:np.ndarray, # The fold of every photo in training (photos,), negative where its picture is not held out
     part:np.ndarray, # The fold of every photo for the weights (photos,), whole products at a time
     vocab:AttributeVocab, # The attributes and their classes
-) -> tuple: # The models, as `combine_titles` takes them, and honest probabilities given both (photos, sum of sizes), NaN where not held out
-    "Learn from titles; attributes for which they do not help have no model."
+    products=None, # The product of every photo (default: each is one)
+) -> tuple: # attribute -> `TitleModel`, and honest probabilities given both (photos, sum of sizes), NaN where not held out
+    "Learn from titles; attributes for which they do not help have no title classifier."
+    products = np.arange(len(fold)) if products is None else np.asarray(products)
     models, combined, held_out, titles = {}, np.full_like(pictures, np.nan), fold >= 0, list(titles)
     for i, attribute in enumerate(tqdm(vocab.attributes, 'learning titles', unit=' attributes', leave=False)):
         classes, picture = vocab.classes[attribute], vocab.split(pictures)[i][held_out]
         labels = [classes[o] if o >= 0 else None for o in targets[:, i]]
-        facts = picture, held_out_evidence(titles, labels, classes, fold)[held_out], targets[held_out, i], part[held_out]
+        title = held_out_evidence(titles, labels, classes, fold)[held_out]
+        facts = picture, title, *(o[held_out] for o in (targets[:, i], part, products))
         vocab.split(combined)[i][held_out] = cross_fitted(*facts)
-        if weights := choose_weights(*facts): models[attribute] = TitleClassifier().fit(titles, labels), *weights
+        if weights := choose_weights(*facts): models[attribute] = TitleModel(TitleClassifier().fit(titles, labels), *weights)
     return models, combined

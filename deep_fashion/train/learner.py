@@ -64,7 +64,8 @@ class AttributeLearner(Learner):
     "A `Learner` whose `predict` returns all attributes of one photo."
     majority = None # The most common class of every attribute among the training photos, as `majority_classes` returns it
     confidences = None # attribute -> confidence and correctness of predictions on held-out labelled photos, as `confidences_of` returns it
-    title_models = None # attribute -> what `combine_titles` combines titles with
+    title_models = None # attribute -> `TitleModel`; plain tuples after `load_learner`
+    title_source = None # The column its titles are from, 'filename', or '' for no titles; None where not known
     title_confidences = None # As `confidences`, given picture and title
     seen = None # The photos and products it was trained on, as `SeenPhotos`
     plain = False # Use fastai's own loaders
@@ -83,6 +84,11 @@ class AttributeLearner(Learner):
         if sizes != dls.vocab.sizes: raise InputError(f"the heads have {sizes} outputs, the attributes {dls.vocab.sizes} classes")
         super().__init__(dls, model, AttributeLoss(sizes) if loss_func is None else loss_func, **kwargs)
         if hasattr(self, 'recorder'): self.recorder.loss = PooledLoss()
+
+    # A checked loader of pickles makes no tuples of other kinds.
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {**state, 'title_models': {a: tuple(o) for a, o in self.title_models.items()}} if self.title_models else state
 
     @property
     def vocab(self) -> AttributeVocab: return self.dls.vocab
