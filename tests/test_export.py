@@ -56,7 +56,7 @@ def member(vocab, photos):
 
 @pytest.fixture(scope="module")
 def ensemble(samples, tmp_path_factory):
-    "A bundle of a tagger of two networks with crops, mirror images, models of titles and confidences. It is not trained."
+    "A bundle of a tagger of two networks with crops, mirror images, a title classifier and confidences. It is not trained."
     torch.manual_seed(0)
     table = split_table(read_table(samples.csv, samples.images, names=samples.names))
     dls = attribute_dls(table, size=(80, 64), num_workers=0)
@@ -66,6 +66,7 @@ def ensemble(samples, tmp_path_factory):
     learn.confidences = {a: (np.linspace(.2, 1, 50), np.arange(50) > 10) for a in learn.vocab.attributes}
     titles = [f"shirt-{i:05}-{i % 4}.jpg" for i in range(1, 61)]
     learn.title_models = {"neck": (TitleClassifier().fit(titles, (learn.vocab["neck"] * 60)[:60]), .8, .9)}
+    learn.title_source = "filename"
     learn.title_confidences = {**learn.confidences, "neck": (np.linspace(.1, .9, 50), np.arange(50) > 10)}
     return save_bundle(learn, tmp_path_factory.mktemp("ensemble") / "bundle")
 
