@@ -232,7 +232,7 @@ def test_photos_without_labels_teach_by_their_titles(command, words, brief, few,
 @pytest.mark.parametrize("options", [("--attributes", "neck,one"), ("--crops", "garment", "--size", "96x72", "--attributes", "neck"),
                                      ("--plain",)], ids=["one class", "crops", "plain"])
 def test_other_settings(command, words, few, monkeypatch, tmp_path, options):
-    monkeypatch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1, scale=0.25))
+    monkeypatch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1))
     table = labels_left(few, tmp_path, 24, one="same")
     assert command(*words("a", "--valid_pct", "0.3", "--csv_path", table, *options)).status == 0
     assert np.isfinite(Run(tmp_path / "runs/a").metrics["mean"]["accuracy"])
@@ -294,15 +294,6 @@ def test_an_overconfident_adapted_network_does_not_outvote_the_frozen_one():
     logits = 20 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) # sure, and right by chance
     calibrated, temperatures = recipes._calibrated(logits, rows, AttributeVocab(dict(a=["x", "y"])))
     assert calibrated.abs().mean() < 3 and temperatures.shape == (1,) and temperatures[0] > 15
-
-
-def test_a_recipe_without_the_frozen_network_gives_a_single_one(command, words, few, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipes, "RECIPE", AdaptationRecipe(epochs=1, with_frozen=False, adapted_share=0.5))
-    monkeypatch.setattr(recipes, "_helps", lambda *_: True)
-    assert command(*words("a", "--valid_pct", "0.3")).status == 0
-    state, original = state_of(Run(tmp_path / "runs/a")), torch.load(few.weights)
-    name = next(name for name in original if original[name].ndim == 4)
-    assert not torch.equal(state[f"body.{name}"], original[name])
 
 
 def test_a_sweep_can_search_effort(command, few, brief, tmp_path):

@@ -191,13 +191,13 @@ def fit_adapted(
     tests = [data.rows.fold.to_numpy() == i for i in range(data.folds)] if data.folds > 1 else [data.rows.is_valid.to_numpy(bool)]
     parts, logits = _adapted_parts(training, learn, tests), torch.zeros(len(data.rows), sum(learn.vocab.sizes))
     for test, part in zip(tests, parts): logits[test] = part.logits
-    rows, new = frozen.data.rows, 'mean' if RECIPE.with_frozen else 'adapted'
+    rows = frozen.data.rows
     adapted, of_adapted = _calibrated(logits if data.folds > 1 else logits[tests[0]], rows, learn.vocab)
-    calibrated, of_mean = _calibrated((frozen.logits + adapted)/2, rows, learn.vocab) if RECIPE.with_frozen else (adapted, None)
+    calibrated, of_mean = _calibrated((frozen.logits + adapted)/2, rows, learn.vocab)
     # All are calibrated alike, or the comparison would not be fair.
-    tried = {'frozen': _calibrated(frozen.logits, rows, learn.vocab)[0], 'adapted': adapted, new: calibrated}
+    tried = {'frozen': _calibrated(frozen.logits, rows, learn.vocab)[0], 'adapted': adapted, 'mean': calibrated}
     found = {name: _mean_scores(learn, o, rows) for name, o in tried.items()}
-    kept = new if _helps(found[new], found['frozen']) else 'frozen'
+    kept = 'mean' if _helps(found['mean'], found['frozen']) else 'frozen'
     heads = [dict(fold='all' if i >= len(tests) else i, **choice) for i, part in enumerate(parts) for choice in part.choices]
     details = dict(frozen.details, adaptation=dict(found, kept=kept, heads=heads))
     if kept == 'frozen': return replace(frozen, details=details)
@@ -211,7 +211,6 @@ def _kept_model(frozen, state, of_adapted, of_mean):
     network = deepcopy(frozen)
     network.load_state_dict(state)
     network.temperatures.mul_(of_adapted.to(network.temperatures.device))
-    if of_mean is None: return network.eval()
     kept = EnsembleModel([frozen, network])
     kept.temperatures.copy_(of_mean)
     return kept.to(frozen.temperatures.device).eval()

@@ -35,7 +35,7 @@ from .checkpoint import EpochSeeds
 @dataclass(frozen=True)
 class AdaptationRecipe:
     "How a body is adapted."
-    epochs:int = 4 # Passes over the photos
+    epochs:int = 6 # Passes over the photos
     rate:float = 2e-4 # Highest learning rate in the second half of the body
     first_half:float = 1/3 # That in the first half, as a share of `rate`
     head_rate:float = 2e-3 # That of the heads
@@ -46,9 +46,6 @@ class AdaptationRecipe:
     most_class_weight:float = 4. # Rare classes count more, up to this
     words:int = 150 # Title words to learn at most
     word_weight:float = 1/15 # Of the loss of one word, where that of one attribute is 1
-    scale:float = .6 # Height and width of crops in training, as a share of those in use
-    adapted_share:float = 1. # Share of the adapted weights in the body that is kept; the rest are the pretrained ones
-    with_frozen:bool = True # Whether the tagger is the mean of two networks, of which one keeps the pretrained body
 
 RECIPE = AdaptationRecipe()
 
@@ -57,15 +54,13 @@ _SHIFT, _SIZES, _LIGHT, _COLOUR = .08, (.85, 1.1), .3, .1
 
 def jittered(
     crop:Crop, # A part of a photo
-    scale:float=1., # Height and width in pixels, as a share of those of `crop`
 ) -> Crop:
-    "`crop` with its box moved and resized at random, and its size in pixels scaled to multiples of 32."
+    "`crop` with its box moved and resized at random."
     def side(start, end):
         length = (end - start)*random.uniform(*_SIZES)
         centre = (start + end)/2 + (end - start)*random.uniform(-_SHIFT, _SHIFT)
         return max(0, centre - length/2), min(1, centre + length/2)
-    def pixels(n): return n if scale == 1 else max(32, round(n*scale/32)*32)
-    return Crop(*side(crop.top, crop.bottom), *side(crop.left, crop.right), pixels(crop.height), pixels(crop.width))
+    return Crop(*side(crop.top, crop.bottom), *side(crop.left, crop.right), crop.height, crop.width)
 
 def augmented(
     photos:torch.Tensor, # Shape (batch, 3, height, width), from 0 to 1
@@ -81,10 +76,9 @@ class AdaptationModel(nn.Module):
     def __init__(self,
         network:AttributeModel, # Its body is trained, its heads are left alone
         n_outputs:int, # Classes of all attributes, and words
-        scale:float=1., # Height and width of crops in training, as a share of those in use
     ):
         super().__init__()
-        self.network, self.scale, parts = network, scale, parts_of(network)
+        self.network, parts = network, parts_of(network)
         n_crops = max(len(parts[0].crops), 1)
         n_features = sum(part.n_features//n_crops for part in parts)
         self.heads = nn.ModuleList(attribute_head(n_features, n_outputs) for _ in range(n_crops))
@@ -93,12 +87,13 @@ class AdaptationModel(nn.Module):
         "Photos (batch, 3, height, width) from 0 to 1 to logits (batch, n_outputs), by a crop that is drawn."
         photos, i = augmented(photos.as_subclass(torch.Tensor)), random.randrange(len(self.heads))
         crops = parts_of(self.network)[0].crops or (Crop(0, 1, 0, 1, *photos.shape[-2:]),)
-        crop = jittered(crops[i], self.scale)
-        return self.heads[i](torch.cat([_features(part, photos, crop) for part in parts_of(self.network)], 1))
+        crop = jittered(crops[i])
+        return self.heads[i](torch.cat([_features(part, photos, crop, i) for part in parts_of(self.network)], 1))
 
-def _features(part, photos, crop):
-    "Features of one crop."
-    crops, part.crops = part.crops, (crop,)
+def _features(part, photos, crop, i):
+    "Features of one crop, resized as the crop `i` of this part."
+    crops = part.crops
+    part.crops = (crop._replace(height=crops[i].height, width=crops[i].width) if crops else crop,)
     try: return part.features(photos)
     finally: part.crops = crops
 
@@ -151,13 +146,6 @@ def _slow_statistics(body, momentum):
 
 def _splitter(model): return [*body_splitter(model.network)[:2], params(model.heads)]
 
-def _mix_weights(network, original, share):
-    "Leave `share` of the weights of the body of `network`, and take the rest from `original`."
-    if share == 1: return
-    with torch.no_grad():
-        for tensor, other in zip(network.body.state_dict().values(), original.body.state_dict().values()):
-            if tensor.is_floating_point(): tensor.lerp_(other.to(tensor.device), 1 - share)
-
 # %% ../../nbs/56_train.adaptation.ipynb #41353208
 def adapt_body(
     learn:AttributeLearner, # Its network is copied; photos are resized as by its loaders
@@ -173,11 +161,10 @@ def adapt_body(
     with no_random(seed):
         found = adaptation_targets(data, learn.vocab, recipe.words)
         dls = adaptation_loaders(learn, data.table.img_dir, found, cache)
-        model = AdaptationModel(network, sum(learn.vocab.sizes) + len(found.words), recipe.scale)
+        model = AdaptationModel(network, sum(learn.vocab.sizes) + len(found.words))
         adapting = Learner(dls, model, _loss_of(learn, found, recipe), partial(Adam, sqr_mom=.999, eps=1e-8), splitter=_splitter,
                            wd=recipe.weight_decay, moms=(.9, .9, .9), cbs=[BFloat16(learn.bfloat16)])
         _fit(adapting, recipe, [EpochSeeds(seed), *([Progress(bar)] if bar is not None else [])])
-    _mix_weights(network, learn.model, recipe.adapted_share)
     return network.requires_grad_(False).eval()
 
 def _is_trainable(model):
