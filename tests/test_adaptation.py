@@ -198,7 +198,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(command, words, brief, refus
     monkeypatch.setattr(recipes, "adapt_part", first_only)
     for name, seed in ("a", "1"), ("b", "2"): assert command(*words(name, *FOLDS, "--random_seed", seed)).status == 130
     first, other = (tmp_path / "runs" / name / "checkpoint_fold_0.pth" for name in "ab")
-    content = bytearray(first.read_bytes())
+    content, state = bytearray(first.read_bytes()), torch.load(first)
+    for wrong in {**state, "logits": state["logits"][:2]}, {name: state[name] for name in state if name != "choices"}:
+        torch.save(wrong, first)
+        refused("train", "--run_name", "a", "--resume", says=["checkpoint_fold_0.pth", "damaged", "delete it"])
     first.write_bytes(other.read_bytes())
     refused("train", "--run_name", "a", "--resume", says=["checkpoint_fold_0.pth", "another run"])
     content[len(content) // 2] ^= 1

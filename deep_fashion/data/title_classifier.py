@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/18_data.title_classifier.ipynb #38a6fae4
-_WORD = re.compile(r'[^\W\d_]{2,}')
+_WORD, _MOST_CHARACTERS = re.compile(r'[^\W\d_]{2,}'), 2000
 
 def _normalized(title):
     if not isinstance(title, str): return ''
-    title = re.sub(r'\d{3,}|[-_]', ' ', re.sub(r'\.\w{1,5}$', '', title))
+    title = re.sub(r'\d{3,}|[-_]', ' ', re.sub(r'\.\w{1,5}$', '', title)[:_MOST_CHARACTERS])
     # Half of a surrogate pair, as in a file name of unknown encoding, cannot be kept as text.
     return unicodedata.normalize('NFKC', title).encode(errors='ignore').decode().lower()
 
 def title_parts(
     title, # A title, or a file name that contains one; anything other than text counts as empty
 ) -> Counter: # Part -> how often it occurs; 1 for words and pairs
-    "The words, pairs of neighbouring words and character n-grams of `title`, in lower case."
+    "The words, pairs of neighbouring words and character n-grams of the first 2,000 characters of `title`, in lower case."
     title = _normalized(title)
     words = _WORD.findall(title)
     parts = Counter({f'\t{word}' for word in (*words, *map(' '.join, zip(words, words[1:])))})

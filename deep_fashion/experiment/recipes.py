@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core import whole_file, write_csv
+from ..core import InputError, whole_file, write_csv
 from ..settings import Settings
 from ..run import Run, note_in_config
 from ..data.titles import label_by_titles
@@ -155,13 +155,16 @@ class AdaptedPart:
         with whole_file(path) as f: torch.save(dict(vars(self), origin=origin), f)
 
     @classmethod
-    def saved(cls, path:Path, origin:str) -> "AdaptedPart|None":
-        "What `save` kept, or None. Raises `InputError` if the file is damaged, or of another run."
+    def saved(cls, path:Path, origin:str, n:int) -> "AdaptedPart|None":
+        "What `save` kept of `n` photos, or None. Raises `InputError` if the file is damaged, or of another run."
         if not path.exists(): return None
         check_checkpoint(path, origin)
         state = torch.load(path, map_location='cpu', weights_only=True)
         # The final weights may be there already, if a run was stopped at its very end.
-        return cls(**{name: state[name] for name in ('logits', 'choices', 'network')}) if 'logits' in state else None
+        if 'logits' not in state: return None
+        if not {'choices', 'network'} <= state.keys() or len(state['logits']) != n:
+            raise InputError(f"{path}: is damaged; delete it, and this part is adapted again")
+        return cls(state['logits'], state['choices'], state['network'])
 
 def adapt_part(
     training:Training, # Settings, plan and photos
@@ -220,7 +223,7 @@ def _adapted_parts(training, learn, tests):
     run, found = training.run, []
     if len(tests) > 1: tests = [*tests, np.zeros(len(tests[0]), bool)]
     paths = [*(run.fold_checkpoint(i) for i in range(len(tests) - 1)), training.checkpoint_path]
-    known = [AdaptedPart.saved(path, run.origin) for path in paths]
+    known = [AdaptedPart.saved(path, run.origin, int(test.sum())) for test, path in zip(tests, paths)]
     if training.settings.resume:
         warnings.warn(f"{sum(part is not None for part in known)} of {len(known)} adaptations are known from before", stacklevel=2)
     with tqdm(total=RECIPE.epochs*len(tests), desc='adapting the body', leave=False, bar_format=_BAR) as bar:
