@@ -212,7 +212,7 @@ class _Everyday(CommandSettings):
                                     "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
     arch: str|None = option(None, "architecture of torchvision or timm, also hf-hub:USER/NAME; a+b joins several (default: resnet18; "
                                   "without a network tf_efficientnet_lite0, whose weights are installed; with one, compare it with "
-                                  "vit_base_patch16_siglip_224.webli, slower and probably better)", metavar='NAME')
+                                  "vit_base_patch16_siglip_224.webli, slower and perhaps better)", metavar='NAME')
 
     @field_validator('run_name')
     @classmethod
@@ -292,7 +292,7 @@ class Settings(_Output):
                                  metavar='A,B')
     effort: Literal['quick', 'good', 'best']|None = option(
         None, "time to spend on a linear probe: quick (whole photos only: faster, less accurate), good (minutes; several crops, mirrored), "
-              "best (about an hour on two cores for 1,500 photos; the body is adapted to the photos, which may help a little) "
+              "best (an hour or more on two cores for 1,500 photos; the body is adapted to the photos, too, which may help a little) "
               "(default: good)", 'training')
 
     @model_validator(mode='after')

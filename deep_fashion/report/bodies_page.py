@@ -141,7 +141,7 @@ def untried_text(
     names = [name.lower() for arch in found.arch for name in arch_parts(arch)]
     if any(is_elsewhere(name) or part in name for name in names for part in _LARGE_DATA): return ''
     return (f"None of these was trained on far more than ImageNet; where its weights can be downloaded, compare {ADVISED_ARCH}, too, "
-            "which is slower and probably better.")
+            "which is slower and perhaps better.")
 
 def majority_text(
     found:pd.DataFrame, # As `bodies` returns it
