@@ -80,12 +80,13 @@ def run_train(settings:Settings) -> int:
     from deep_fashion.experiment.training import train_tagger
     try: print_run(train_tagger(settings))
     except KeyboardInterrupt:
-        started = Run(settings.runs_dir/settings.run_name).file('config').exists()
-        raise KeyboardInterrupt(_how_to_continue(settings) if started else '') from None
+        run = Run(settings.runs_dir/settings.run_name)
+        raise KeyboardInterrupt(_how_to_continue(run, settings) if run.file('config').exists() else '') from None
     return 0
 
-def _how_to_continue(settings):
-    if settings.effort != 'best': return "stopped; finished epochs are kept, the same command with --resume continues"
+def _how_to_continue(run, settings):
+    from deep_fashion.experiment.plan import TrainingPlan
+    if not TrainingPlan.of_run(run).is_adapted: return "stopped; finished epochs are kept, the same command with --resume continues"
     where = '' if settings.runs_dir == Settings.model_fields['runs_dir'].default else f' --runs_dir {settings.runs_dir}'
     return f"stopped; finished adaptations are kept, train --run_name {settings.run_name}{where} --resume continues"
 

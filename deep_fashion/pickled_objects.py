@@ -189,12 +189,12 @@ def _check_title_classifiers(objects):
     import numpy as np
     for made in objects:
         classes, parts, *numbers = (vars(made).get(f'{name}_') for name in 'classes parts scales coefficients intercepts'.split())
-        require(type(classes) is list and {*map(type, classes)} == {str} and type(parts) is str, "a classifier of titles")
+        require(type(classes) is list and {*map(type, classes)} == {str} and type(parts) is str, "a title classifier")
         n, size = len(parts.split('\n')) if parts else 0, len(classes)
-        require(all(type(o) is np.ndarray and o.dtype == np.float32 for o in numbers), "numbers of a classifier of titles")
-        require([o.shape for o in numbers] == [(n,), (n, size), (size,)], "numbers of a classifier of titles")
+        require(all(type(o) is np.ndarray and o.dtype == np.float32 for o in numbers), "numbers of a title classifier")
+        require([o.shape for o in numbers] == [(n,), (n, size), (size,)], "numbers of a title classifier")
     texts = [id(made.parts_) for made in objects if made.parts_]
-    require(len(set(texts)) == len(texts), "classifiers of titles that share parts")
+    require(len(set(texts)) == len(texts), "title classifiers that share parts")
 
 def finish_objects(
     objects:list, # All objects of a pickle, with their attributes
@@ -210,6 +210,6 @@ def finish_objects(
         if type(made).__name__ == 'TitleWords': _check_title_words(made)
     _check_title_classifiers([made for made in objects if type(made).__name__ == 'TitleClassifier'])
     # One per attribute of the tagger; each makes a table.
-    require(sum(type(made).__name__ == 'TitleWords' for made in objects) <= 2**10, "too many classifiers of titles")
+    require(sum(type(made).__name__ == 'TitleWords' for made in objects) <= 2**10, "too many title classifiers")
     for made in objects:
         if hasattr(type(made), '__setstate__') and getattr(made, '__dict__', None): type(made).__setstate__(made, dict(vars(made)))

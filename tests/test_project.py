@@ -24,6 +24,13 @@ def test_help_and_settings_import_nothing_heavy(code):
     assert printed.strip().splitlines()[-1] == "[]"
 
 
+def test_lists_and_comparisons_of_runs_import_no_networks():
+    code = "import deep_fashion.experiment.comparison, deep_fashion.experiment.runs, sys; "
+    code += "print([m for m in ('torch', 'fastai', 'timm') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr
+
+
 def test_wheel_holds_every_module(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True

@@ -12,7 +12,6 @@ from operator import index
 from ..core import InputError
 from ..settings import Settings, input_size, plain_value
 from ..run import Run
-from ..model.arch import photo_size
 
 # %% ../../nbs/85_experiment.plan.ipynb #a96b2662
 _ALSO_USED = ", which were also used to calibrate confidences and to choose between the frozen and the adapted body"
@@ -75,6 +74,8 @@ def training_plan(
         raise InputError(f"folds {folds} and {split[0]} contradict each other: folds score every photo, a split some of them")
     crops = settings.crops or ('garment' if linear_probe and settings.effort != 'quick' else 'whole')
     epochs = settings.epochs if settings.epochs is not None else 0 if linear_probe else 10
+    # Imported here, since lists and comparisons of runs need no network.
+    from deep_fashion.model.arch import photo_size
     arch = _arch_of(settings)
     # A name that is none is refused before photos are read.
     usual = photo_size(arch) if arch else 224

@@ -192,7 +192,8 @@ def fit_adapted(
     "Fit probes on the frozen body of `learn`, and on a copy that is adapted to the photos; keep what predicts better."
     frozen, data = fit_probe(training, learn), _teaching(training.data)
     tests = [data.rows.fold.to_numpy() == i for i in range(data.folds)] if data.folds > 1 else [data.rows.is_valid.to_numpy(bool)]
-    parts, logits = _adapted_parts(training, learn, tests), torch.zeros(len(data.rows), sum(learn.vocab.sizes))
+    paths = [training.run.fold_checkpoint(i) for i in range(data.folds)] if data.folds > 1 else [training.checkpoint_path]
+    parts, logits = _adapted_parts(training, learn, tests, paths), torch.zeros(len(data.rows), sum(learn.vocab.sizes))
     for test, part in zip(tests, parts): logits[test] = part.logits
     rows = frozen.data.rows
     adapted, of_adapted = _calibrated(logits if data.folds > 1 else logits[tests[0]], rows, learn.vocab)
@@ -201,6 +202,9 @@ def fit_adapted(
     tried = {'frozen': _calibrated(frozen.logits, rows, learn.vocab)[0], 'adapted': adapted, 'mean': calibrated}
     found = {name: _mean_scores(learn, o, rows) for name, o in tried.items()}
     kept = 'mean' if _helps(found['mean'], found['frozen']) else 'frozen'
+    # That of all photos takes as long as one of the others, so it is made where it is needed.
+    if kept == 'mean' and data.folds > 1:
+        parts += _adapted_parts(training, learn, [np.zeros(len(data.rows), bool)], [training.checkpoint_path], data.folds)
     heads = [dict(fold='all' if i >= len(tests) else i, **choice) for i, part in enumerate(parts) for choice in part.choices]
     details = dict(frozen.details, adaptation=dict(found, kept=kept, heads=heads))
     if kept == 'frozen': return replace(frozen, details=details)
@@ -210,7 +214,7 @@ def fit_adapted(
 def _helps(new, frozen): return new['log_loss'] < frozen['log_loss']
 
 def _kept_model(frozen, state, of_adapted, of_mean):
-    "The network that tags: the adapted one with the parameters `state`, or the mean of both; with their temperatures."
+    "The mean of the frozen network and the adapted one with the parameters `state`, with their temperatures."
     network = deepcopy(frozen)
     network.load_state_dict(state)
     network.temperatures.mul_(of_adapted.to(network.temperatures.device))
@@ -218,19 +222,17 @@ def _kept_model(frozen, state, of_adapted, of_mean):
     kept.temperatures.copy_(of_mean)
     return kept.to(frozen.temperatures.device).eval()
 
-def _adapted_parts(training, learn, tests):
-    "The `AdaptedPart` of every fold, and of all photos; or that of a single split. The last one has the network to keep."
+def _adapted_parts(training, learn, tests, paths, first=0):
+    "The `AdaptedPart` of each of `tests`, numbered from `first` and saved in `paths`; the checkpoint has its network, too."
     run, found = training.run, []
-    if len(tests) > 1: tests = [*tests, np.zeros(len(tests[0]), bool)]
-    paths = [*(run.fold_checkpoint(i) for i in range(len(tests) - 1)), training.checkpoint_path]
     known = [AdaptedPart.saved(path, run.origin, int(test.sum())) for test, path in zip(tests, paths)]
-    if training.settings.resume:
+    if training.settings.resume and not first:
         warnings.warn(f"{sum(part is not None for part in known)} of {len(known)} adaptations are known from before", stacklevel=2)
     with tqdm(total=RECIPE.epochs*len(tests), desc='adapting the body', leave=False, bar_format=_BAR) as bar:
         for i, (test, path, part) in enumerate(zip(tests, paths, known)):
             if part is None:
-                part = adapt_part(training, learn, test, i, bar)
-                if i < len(tests) - 1: part.network = None
+                part = adapt_part(training, learn, test, first + i, bar)
+                if path != training.checkpoint_path: part.network = None
                 part.save(path, run.origin)
             bar.update(RECIPE.epochs*(i + 1) - bar.n)
             found.append(part)

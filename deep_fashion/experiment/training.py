@@ -110,7 +110,7 @@ def _teacher_of(weights):
 def _has_own_body(run):
     "Whether the body of a run learned from its photos."
     plan = TrainingPlan.of_run(run)
-    return run.metrics['adaptation'].get('kept') != 'frozen' if plan.is_adapted else not plan.linear_probe
+    return run.metrics['adaptation']['kept'] != 'frozen' if plan.is_adapted else not plan.linear_probe
 
 def _record(training):
     run, data = training.run, training.data
@@ -137,11 +137,12 @@ def calibrated_probabilities(
 # %% ../../nbs/87_experiment.training.ipynb #346ffe1e
 def _title_parts(data, at, products):
     "The fold of every photo in training, and for the weights of titles; negative where the picture is not held out."
-    fold, part = np.full((2, len(data.rows)), -1)
-    fold[at], part[at] = 0, assign_folds(products, min(5, products.nunique()))
     # Weights for one of two folds could not be cross-validated on the other alone.
-    if data.folds > 2: part = data.rows.fold.to_numpy()
-    return (data.rows.fold.to_numpy() if data.folds > 1 else fold), part
+    if data.folds > 2: return data.rows.fold.to_numpy(), data.rows.fold.to_numpy()
+    fold, part = np.full((2, len(data.rows)), -1)
+    fold[at] = data.rows.fold.to_numpy()[at] if data.folds > 1 else 0
+    part[at] = assign_folds(products, min(5, products.nunique()))
+    return fold, part
 
 def learn_from_titles(
     learn:AttributeLearner, # Keeps the title classifiers
@@ -269,9 +270,7 @@ def train_tagger(
     Raises `InputError` for whatever is wrong with what was given, before training starts."""
     with claimed_run(settings) as run:
         if settings.resume:
-            # Runs of older versions recorded an effort that nobody gave.
-            recorded = settings.effort or run.config['settings'].get('effort')
-            check_resumed(run, settings.model_copy(update=dict(effort=recorded)))
+            check_resumed(run, settings)
             check_checkpoints(run, settings)
         with ended_with_block(run_trackers(run, settings)) as trackers, minutes_noted(run): _train(settings, run, trackers)
     return run

@@ -24,7 +24,7 @@ def _features(body, size, forward=None):
 def made_for(
     model:nn.Module, # A network of any library
 ) -> tuple: # Height and width
-    "The size of photos that a network was made for, by its own account; 224 x 224 if it has none."
+    "The size of photos that a network was made for; 224 x 224 if that is not known."
     built = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     config = getattr(model, 'pretrained_cfg', None) or {}
     return tuple(built or config.get('input_size', (3, *_USUAL))[1:])

@@ -201,15 +201,14 @@ def adaptation_text(
 ) -> str: # Empty where no body was adapted
     "What the frozen body, the adapted one and their mean scored, and which is kept."
     if not (found := metrics.get('adaptation')): return ''
-    # Runs of older versions keep the mean, whose scores are those of the run.
-    kept, titles = found.get('kept', 'mean'), dict(frozen="frozen body", adapted="adapted body", mean="their mean")
+    kept, titles = found['kept'], dict(frozen="frozen body", adapted="adapted body", mean="their mean")
     def number(value): return '–' if value is None else f'{value:.3f}'
     def part(name):
-        scores, marked = found.get(name) or metrics['mean'], ", which is kept" if name == kept != 'frozen' else ""
+        scores, marked = found[name], ", which is kept" if name == kept != 'frozen' else ""
         return f"{titles[name]}{marked}: accuracy {number(scores['accuracy'])}, macro-F1 {number(scores['macro_f1'])}"
-    text = '; '.join(part(name) for name in titles if name in found or name == kept)
+    text = '; '.join(map(part, titles))
     if kept != 'frozen': return text
-    losses = [number(found[name]['log_loss']) for name in ('mean' if 'mean' in found else 'adapted', 'frozen')]
+    losses = [number(found[name]['log_loss']) for name in ('mean', 'frozen')]
     return f"{text}; the frozen body alone is kept, since adaptation did not help (log loss {losses[0]}, without it {losses[1]})"
 
 _ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
