@@ -19,7 +19,7 @@ from deep_fashion.data.seen import SeenPhotos
 from deep_fashion.data.split import split_table
 from deep_fashion.data.table import read_table
 from deep_fashion.data.title_classifier import TitleClassifier
-from deep_fashion.predict.bundle import read_bundle
+from deep_fashion.predict.bundle import read_description, read_bundle
 from deep_fashion.predict.saving import load_bundle, save_bundle
 from deep_fashion.predict.tagger import load_tagger, predict_files
 from deep_fashion.predict.title_use import check_titles
@@ -125,6 +125,14 @@ def fewer_classes(learn):
     table = split_table(read_table(Path(folder).parent / "attributes.csv", folder))
     table.rows["neck"] = table.rows["neck"].where(table.rows["neck"] != learn.vocab.classes["neck"][0], None)
     return table
+
+
+def test_the_card_counts_the_photos_with_labels(trained):
+    from deep_fashion.predict.card import model_card
+    description = read_description((trained / "bundle/tagger.json").read_bytes())
+    more = description.model_copy(update=dict(scores={**description.scores, "training_photos": 12345}))
+    card = model_card(more)
+    assert f"Trained on {len(description.seen.photos.array)} labelled photos of " in card and "12345" not in card
 
 
 def test_a_run_has_a_bundle_that_predicts_as_its_pickle_does(trained, samples, command):

@@ -219,7 +219,7 @@ def model_card(
     description:BundleDescription, # Of a tagger
 ) -> str: # Markdown, with a head in YAML
     "The model card of a tagger."
-    metrics = description.scores or {}
+    metrics, seen = description.scores or {}, description.seen
     scores = [*(metrics.get('attributes') or {}).items(), *([('mean', metrics['mean'])] if metrics.get('mean') else [])]
     titles = (metrics.get('with_titles') or {}).get('mean') if any(a.title_model for a in description.attributes) else None
     title_use = [title_weights_as_text(a.name, *a.title_model.weights) for a in description.attributes if a.title_model]
@@ -227,7 +227,7 @@ def model_card(
     return _ENVIRONMENT.from_string(_TEMPLATE).render(
         attributes=description.attributes, class_names=lambda a: [_named(a, label) for label in a.classes], scores=scores, titles=titles,
         title_use=title_use, of_column=description.title_source not in (None, '', 'filename'),
-        photos=metrics.get('training_photos'), products=description.seen and len(description.seen.products.array),
+        photos=len(seen.photos.array) if seen else metrics.get('training_photos'), products=seen and len(seen.products.array),
         method=_method(metrics), folds=metrics.get('folds'), limits=list(_limits(description)), engine=description.engine,
         adaptation=adaptation_text(metrics), network=description.network, created=description.created, made_with=made_with,
         exported=description.is_exported)
