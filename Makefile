@@ -22,7 +22,8 @@ test: $(VENV)/installed-dev ## install with the dev extra, then check and test e
 	$(BIN)/python .ci/in_sync.py
 	$(BIN)/ruff check .
 	# Two notebooks at a time with a thread each: with two each they wait for one another most of the time.
-	cd nbs && OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	# What notebooks write for their readers takes 6 GB.
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && cd nbs && TMPDIR=$$scratch OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	# A file of tests stays on one worker, since its fixtures train.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
