@@ -16,7 +16,7 @@ from ..core import InputError, counted, nearest, shorten_list
 from ..run import model_file
 from ..data.csv_dialect import CsvFormat
 from ..data.csv_file import CsvFile
-from ..data.file_names import PhotoFinder
+from ..data.file_names import Found, PhotoFinder
 from ..data.folder import list_photos
 from ..data.labels import as_label, is_placeholder, match_label, read_names, sort_labels, visible_text
 from ..predict.bundle import read_bundle
@@ -173,7 +173,7 @@ def read_review(
     known, names = _known_classes(settings)
     classes = {a: list(dict.fromkeys([*known.get(a, ()), *named.get(a, ()), *_labels(rows, a, make)])) for a in attributes}
     found = ReviewTasks(Path(settings.img_dir), classes=classes, names=names, notes=notes,
-                        is_new=make is _gaps and not any(a in rows for a in attributes) or possible == attributes and make is _gaps)
+                        is_new=make is _gaps and not any(_labels(rows, a, make) for a in attributes))
     _add_tasks(found, make(rows.to_dict('records'), attributes), settings.csv_path is None)
     if not found.tasks and not found.filled: raise InputError(f"{source}: has nothing to review{_first_fault(found)}")
     return found
@@ -196,9 +196,9 @@ def _add_tasks(found, questions, are_files):
         found.notes.append(f"{counted(len(faults), 'photo')} left out; the first is {name.encode(errors='replace').decode()!r}: {reason}")
 
 def _find(name, finder, are_files, found, positions, faults):
-    where = name if are_files else finder.find(name).name
-    fault = name_fault(where) if where else finder.find(name).fault
+    file = Found(name) if are_files else finder.find(name)
+    fault = name_fault(file.name) if file.name else file.fault
     if fault: faults[name] = fault
     else:
-        if where not in positions: found.photos.append(where)
-        positions[name] = positions.setdefault(where, len(found.photos) - 1)
+        if file.name not in positions: found.photos.append(file.name)
+        positions[name] = positions.setdefault(file.name, len(found.photos) - 1)
