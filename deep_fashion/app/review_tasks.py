@@ -127,7 +127,7 @@ def _known_classes(settings):
     if settings.model:
         path = model_file(settings.model)
         if not path.is_dir(): raise InputError(f"model {settings.model}: a review takes classes from a run or a bundle; this is neither")
-        vocab = read_bundle(path).vocab
+        vocab = read_bundle(path).vocab()
         classes, names = {a: [o for o in vocab.classes[a] if as_label(o)] for a in vocab.attributes}, dict(vocab.names)
     for attribute, labels in (read_names(settings.names) if settings.names else {}).items():
         names[attribute] = {**names.get(attribute, {}), **labels}
