@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test', 'run_tag', 'run_evaluate',
-           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'with_config', 'command_line', 'main']
+           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_review', 'run_demo', 'with_config', 'command_line',
+           'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -28,8 +29,8 @@ with handling_stops():
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
-                                       EvaluateSettings, ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings,
-                                       SweepSettings, TagSettings)
+                                       EvaluateSettings, ExportSettings, PhotoSettings, ReviewSettings, RunSettings, RunsSettings,
+                                       ServeSettings, SweepSettings, TagSettings)
 
 
 # %% ../nbs/98_cli.ipynb #426f06f1
@@ -202,6 +203,15 @@ def run_serve(settings:ServeSettings) -> int:
     server.wait(f"photos are tagged at {server.url}/tag until you press Ctrl-C; described at {server.url}/openapi.json")
     return 0
 
+def run_review(settings:ReviewSettings) -> int:
+    "Serve the page on which a person labels photos."
+    from deep_fashion.app.review import serve_review
+    serving, review = serve_review(settings)
+    def done(): return "{answered} of {total} questions answered".format(**review.counts())
+    try: serving.wait(f"the page is at {serving.url} until you press Ctrl-C; {done()}; answers go to {settings.out}")
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; {done()}, in {settings.out}; the same command continues") from None
+    return 0
+
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
     from deep_fashion.experiment.demo import demo
@@ -259,6 +269,12 @@ COMMANDS = [
             "Serve a page on this computer: drop photos, see attributes and where the evidence for them lies, correct labels, "
             "download the table. Corrections are kept in a CSV that train takes back. Needs the extra: pip install 'deep_fashion[app]'.",
             ("app --model runs/first", "app --model runs/first --port 8080 --corrections mine.csv")),
+    Command('review', run_review, ReviewSettings, "label photos by keyboard: doubtful tags, suspected errors, new photos",
+            "Serve a page that asks one question about one photo at a time, with a key per class, or confirms many equal suggestions at "
+            "once. Every answer is saved at once, in a table that train takes back as --corrections, or, for photos without labels, as "
+            "--csv_path. Needs the extra: pip install 'deep_fashion[serve]'.",
+            ("review tags.review.csv --img_dir images",
+             "review --img_dir photos --attributes neck=round,v-neck,polo --out labels.csv"), ('csv_path',)),
     Command('serve', run_serve, ServeSettings, "tag the photos that other programs send",
             "Serve tags over HTTP: POST photos to /tag as a form (curl -F files=@photo.jpg), or one as the body; the answer is JSON. "
             "/openapi.json describes everything. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",

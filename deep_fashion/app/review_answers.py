@@ -43,7 +43,8 @@ class ReviewAnswers:
 
     def _take(self, table):
         if 'sha256' not in table:
-            raise InputError(f"{self.path}: was not written by a review or by app (no column 'sha256') and is kept; name another file (out)")
+            raise InputError(f"{self.path}: was not written by a review or by app (no column 'sha256') and is kept; "
+                             "name another file (out)")
         self.columns = [*table.columns, *(a for a in self.attributes if a not in table)]
         for row in table.to_dict('records'): self._set(row)
 

@@ -22,11 +22,13 @@ _COLOURS = f"""
 
 _STYLE = _COLOURS + """
 *{box-sizing:border-box} [hidden]{display:none!important}
-body{font:16px/1.4 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0;height:100dvh;display:flex;flex-direction:column}
+body{font:16px/1.4 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0;height:100dvh;
+display:flex;flex-direction:column}
 header{display:flex;flex-wrap:wrap;align-items:center;gap:.4rem 1rem;padding:.5rem 1rem;border-bottom:1px solid var(--line)}
 header .bar{flex:1 1 12rem;display:flex;align-items:center;gap:.7rem} progress{flex:1;height:.8rem;accent-color:var(--accent)}
 button,select,input{font:inherit;color:inherit;background:var(--fill);border:1px solid var(--line);border-radius:8px;padding:.45rem .7rem}
-button{cursor:pointer;text-align:left;overflow-wrap:anywhere} button:hover{border-color:var(--accent)} button:disabled{opacity:.45;cursor:default}
+button{cursor:pointer;text-align:left;overflow-wrap:anywhere} button:hover{border-color:var(--accent)}
+button:disabled{opacity:.45;cursor:default}
 :focus-visible{outline:3px solid var(--accent);outline-offset:2px} h1:focus,main:focus{outline:none}
 kbd{font:600 .82em ui-monospace,monospace;border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;padding:0 .38em;
 background:var(--paper);color:var(--ink);margin-right:.5em;white-space:nowrap}
@@ -42,7 +44,8 @@ h1{font-size:1.35rem;margin:0 0 .5rem;overflow-wrap:anywhere} h1 small{font-weig
 .classes button.answer{border:2px solid var(--right);font-weight:600}
 .badge{font-size:.78rem;color:var(--quiet);float:right;margin-left:.4rem} .answer .badge{color:var(--right)}
 .row{display:flex;flex-wrap:wrap;gap:.4rem;margin:.5rem 0} .row input{flex:1 1 8rem;min-width:0}
-.status{min-height:1.4em;padding:.35rem 1rem;border-top:1px solid var(--line);font-size:.9rem} .status.failed{color:var(--wrong);font-weight:600}
+.status{min-height:1.4em;padding:.35rem 1rem;border-top:1px solid var(--line);font-size:.9rem} 
+.status.failed{color:var(--wrong);font-weight:600}
 code{display:block;background:var(--fill);border-radius:8px;padding:.7rem;margin:.6rem 0;overflow-wrap:anywhere;user-select:all}
 .grid{grid-column:1/-1;overflow-y:auto;padding:2px} .grid .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin-bottom:.7rem}
 .grid .main{width:auto;margin:0} .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.6rem}
@@ -52,7 +55,8 @@ code{display:block;background:var(--fill);border-radius:8px;padding:.7rem;margin
 @media (max-width:760px){body{height:auto;min-height:100dvh} header{padding:.4rem .6rem;gap:.3rem .6rem}
 main{display:block;padding:.6rem} .frame{height:46dvh;margin-bottom:.2rem} .zoomed .frame{height:70dvh}
 button,select,input{min-height:44px} .classes{grid-template-columns:1fr 1fr} .panel{overflow:visible} .keys kbd{display:none}
-.row button{flex:1 1 30%} .tiles{grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))} .status{position:sticky;bottom:0;background:var(--paper)}}
+.row button{flex:1 1 30%} .tiles{grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))} 
+.status{position:sticky;bottom:0;background:var(--paper)}}
 """
 
 # %% ../../nbs/96_app.review_page.ipynb #5bf23d1d

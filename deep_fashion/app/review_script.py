@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['REVIEW_SCRIPT']
 
-# %% ../../nbs/95_app.review_script.ipynb #4c061943
+# %% ../../nbs/95_app.review_script.ipynb #98488708
 _ASKING = """
 const el = id => document.getElementById(id)
 let view = null, grid = null, busy = false, attribute = ''
 
 function make(tag, text, facts = {}) { return Object.assign(document.createElement(tag), {textContent: text}, facts) }
+function pressed(event) { return event.key.length === 1 ? event.key.toLowerCase() : event.key }
 function key(name) { return make('kbd', name) }
 function percent(share) { return share === null ? '' : ` ${Math.round(100*share)} %` }
 function address(photo, size) { return `/photo/${TOKEN}/${photo}/${size}` }
@@ -39,7 +40,7 @@ async function during(work) {
 }
 """
 
-# %% ../../nbs/95_app.review_script.ipynb #ba87c611
+# %% ../../nbs/95_app.review_script.ipynb #251f4ffb
 _SINGLE = """
 async function show(found) {
   view = found
@@ -141,7 +142,7 @@ function undo() { during(async () => {
 }) }
 """
 
-# %% ../../nbs/95_app.review_script.ipynb #25ed9b54
+# %% ../../nbs/95_app.review_script.ipynb #4dcb5448
 _GRID = """
 function openGroup(number) { during(async () => {
   const found = await ask('/group', {task: view.task ? view.task.position : null, number})
@@ -155,7 +156,8 @@ async function showGrid(found) {
   el('grid').hidden = false
   el('bulk').hidden = true
   const more = grid.count > grid.tiles.length ? `, the first ${grid.tiles.length} of ${grid.count}` : `, ${grid.count} photos`
-  el('same').replaceChildren(`${grid.title}: ${grid.name}`, make('small', ` suggested${grid.label ? `, ${grid.label} in the table` : ''}${more}`))
+  const inTable = grid.label ? `, ${grid.label} in the table` : ''
+  el('same').replaceChildren(`${grid.title}: ${grid.name}`, make('small', ` suggested${inTable}${more}`))
   el('group').replaceChildren(...grid.groups.map((o, i) => make('option', `${o.name} (${o.count})`, {value: i})))
   el('group').value = grid.number
   el('tiles').replaceChildren(...grid.tiles.map(tile))
@@ -204,10 +206,10 @@ function step(way) {
 }
 """
 
-# %% ../../nbs/95_app.review_script.ipynb #a555ce50
+# %% ../../nbs/95_app.review_script.ipynb #96296359
 _KEYS = """
 function inGrid(event) {
-  const onTile = el('tiles').contains(event.target), name = event.key
+  const onTile = el('tiles').contains(event.target), name = pressed(event)
   if (name.startsWith('Arrow')) step(name)
   else if (name === 'Enter' && (onTile || event.target.tagName !== 'BUTTON')) confirmGrid()
   else if (name === ' ' && onTile) toggle(event.target)
@@ -215,14 +217,18 @@ function inGrid(event) {
   else return false
   return true
 }
+function accept() {
+  if (view.task.suggestion) answer(view.task.suggestion.label)
+  else state('There is no suggestion; press the key of a class.')
+}
 function zoom() { el('photo').classList.toggle('zoomed') }
 function onPhoto(event) {
-  const name = event.key, onButton = event.target.tagName === 'BUTTON', task = view.task
+  const name = pressed(event), onButton = event.target.tagName === 'BUTTON', task = view.task
   if (name === 'ArrowLeft') move('back')
   else if (name === 'b') openGroup(null)
   else if (!task) return false
   else if (name === 'ArrowRight' || name === ' ' && !onButton) move('on')
-  else if (name === 'Enter' && !onButton) task.suggestion ? answer(task.suggestion.label) : state('There is no suggestion; press the key of a class.')
+  else if (name === 'Enter' && !onButton) accept()
   else if (name === 'k' && task.label) answer(task.label.label)
   else if (name === 'x') answer(view.hidden)
   else if (name === 'z') zoom()
@@ -235,7 +241,7 @@ function onPhoto(event) {
   return true
 }
 document.addEventListener('keydown', event => {
-  const name = event.key, typing = ['INPUT', 'SELECT'].includes(event.target.tagName)
+  const name = pressed(event), typing = ['INPUT', 'SELECT'].includes(event.target.tagName)
   if (typing && name === 'Escape') return (grid ? el('same') : el('question')).focus()
   if (typing || !view || event.altKey || (event.ctrlKey || event.metaKey) && name !== 'z') return
   if (event.repeat && !name.startsWith('Arrow')) return event.preventDefault()
@@ -245,10 +251,11 @@ document.addEventListener('keydown', event => {
 el('other').onsubmit = event => { event.preventDefault(); use(el('new').value) }
 el('attribute').onchange = () => { attribute = el('attribute').value; move('first') }
 el('group').onchange = () => openGroup(Number(el('group').value))
-for (const [id, press] of Object.entries({undo, bulk: () => openGroup(null), accept: () => answer(view.task.suggestion.label),
+for (const [id, press] of Object.entries({undo, bulk: () => openGroup(null), accept,
   keep: () => answer(view.task.label.label), hidden: () => answer(view.hidden), back: () => move('back'), again: () => move('back'),
   skip: () => move('on'), confirm: confirmGrid, leave: () => move('here'), image: zoom})) el(id).onclick = press
-during(async () => show(await ask('/move', {task: /^#[0-9]{1,9}$/.test(location.hash) ? Number(location.hash.slice(1)) : null, way: 'start'})))
+const at = /^#[0-9]{1,9}$/.test(location.hash) ? Number(location.hash.slice(1)) : null
+during(async () => show(await ask('/move', {task: at, way: 'start'})))
 """
 
 REVIEW_SCRIPT = _ASKING + _SINGLE + _GRID + _KEYS

@@ -9,10 +9,11 @@ __all__ = ['Review']
 import hashlib
 import threading
 from collections import Counter
+from contextlib import contextmanager
+from itertools import chain
 from fastcore.basics import patch
 
 from ..core import InputError
-from ..data.labels import label_name
 from .review_answers import NOT_VISIBLE, ReviewAnswers
 from .review_tasks import ReviewTasks
 
@@ -31,6 +32,9 @@ class Review:
         self.copied = len(filled) # labels of a review list that were filled in before, and are in the file now
         for a in tasks.attributes: self._add_classes(a, (answers.get(photo, a) for photo in photos))
         self.labels = [answers.get(photos[task.photo], task.attribute) for task in tasks.tasks]
+        self._of_photo, self._states, self._groups = {}, Counter(), Counter()
+        for i, task in enumerate(tasks.tasks): self._of_photo.setdefault(task.photo, []).append(i)
+        self._count(range(len(self)), 1)
 
     def _add_classes(self, attribute, labels):
         classes = self.tasks.classes[attribute]
@@ -57,7 +61,7 @@ class Review:
         attribute:str='', # The attribute to stay with; empty: any
     ) -> int|None:
         "The next open task, None if there is none."
-        order = (*range(start, len(self)), *range(min(start, len(self))))
+        order = chain(range(start, len(self)), range(min(start, len(self))))
         return next((i for i in order if self.is_open(i) and self._is_about(i, attribute)), None)
 
     def previous(self,
@@ -70,12 +74,41 @@ class Review:
     def counts(self,
         attribute:str='', # Empty: of all attributes
     ) -> dict:
-        "Numbers of tasks: `total`, `answered`, `hidden` of these where nothing can be seen, and `unreadable`."
-        found, gone = Counter(), self.unreadable
-        for task, label in zip(self.tasks.tasks, self.labels):
-            if attribute and task.attribute != attribute: continue
-            found.update(total=1, answered=label is not None, hidden=label == NOT_VISIBLE, unreadable=label is None and task.photo in gone)
-        return {name: found[name] for name in ('total', 'answered', 'hidden', 'unreadable')}
+        "Numbers of tasks: `total`, `answered`, `hidden` of these, where nothing can be seen, `unreadable` and `open`."
+        found = Counter()
+        for (name, state), n in self._states.items():
+            if attribute not in ('', name): continue
+            for kind in {state, 'total', 'answered' if state == 'hidden' else state}: found[kind] += n
+        return {name: found[name] for name in ('total', 'answered', 'hidden', 'unreadable', 'open')}
+
+# %% ../../nbs/96_app.review_state.ipynb #6dbbceb2
+@patch
+def _state(self:Review, i):
+    label = self.labels[i]
+    if label is not None: return 'hidden' if label == NOT_VISIBLE else 'answered'
+    return 'unreadable' if self.tasks.tasks[i].photo in self.unreadable else 'open'
+
+@patch
+def _count(self:Review, tasks, sign):
+    for i in tasks:
+        self._states[self.tasks.tasks[i].attribute, self._state(i)] += sign
+        if self._is_groupable(i): self._groups[self.group_of(i)] += sign
+
+@patch
+@contextmanager
+def _changing(self:Review, tasks):
+    "Within this block the state of `tasks` may change."
+    self._count(tasks, -1)
+    try: yield
+    finally: self._count(tasks, 1)
+
+@patch
+def leave_out(self:Review,
+    photo:int, # Position of a photo
+    reason:str, # Why it cannot be read
+) -> None:
+    "Ask nothing about a photo that cannot be read."
+    with self.lock, self._changing(self._of_photo.get(photo, ())): self.unreadable[photo] = reason
 
 # %% ../../nbs/96_app.review_state.ipynb #99adc7c0
 @patch
@@ -87,7 +120,8 @@ def _keep(self:Review, labels):
     self.file.keep([(photos[tasks[i].photo], self._sha256(photos[tasks[i].photo]), tasks[i].attribute, label)
                     for i, label in labels.items()])
     before = {i: self.labels[i] for i in labels}
-    for i, label in labels.items(): self.labels[i] = label
+    with self._changing(labels):
+        for i, label in labels.items(): self.labels[i] = label
     return before
 
 @patch
@@ -111,8 +145,8 @@ def undo(self:Review) -> int|None:
         before, aside = self._undoable[-1]
         self._keep(before)
         self._undoable.pop()
-        self.aside -= aside
-        return min(before, default=min(aside, default=None))
+        with self._changing(aside): self.aside -= aside
+        return min((*before, *aside), default=None)
 
 @patch
 def can_undo(self:Review) -> bool: return bool(self._undoable)
@@ -127,22 +161,21 @@ def group_of(self:Review,
     return None if task.suggestion is None else (task.attribute, task.suggestion, task.label)
 
 @patch
-def _groupable(self:Review, attribute=''):
-    return (i for i in range(len(self)) if self.is_open(i) and i not in self.aside and self._is_about(i, attribute) and self.group_of(i))
+def _is_groupable(self:Review, i): return self.is_open(i) and i not in self.aside and self.tasks.tasks[i].suggestion is not None
 
 @patch
 def groups(self:Review,
     attribute:str='', # The attribute to stay with; empty: any
 ) -> list: # Of (group, number of tasks)
     "The groups with several open tasks, the largest first."
-    return [(group, n) for group, n in Counter(map(self.group_of, self._groupable(attribute))).most_common() if n > 1]
+    return [(group, n) for group, n in self._groups.most_common() if n > 1 and attribute in ('', group[0])]
 
 @patch
 def members(self:Review,
     group:tuple, # As `group_of` returns it
 ) -> list:
     "The open tasks of a group, the most confident first."
-    found = [i for i in self._groupable(group[0]) if self.group_of(i) == tuple(group)]
+    found = [i for i in range(len(self)) if self.group_of(i) == tuple(group) and self._is_groupable(i)]
     return sorted(found, key=lambda i: -(self.tasks.tasks[i].confidence or 0))
 
 @patch
@@ -156,5 +189,5 @@ def confirm(self:Review,
         if len({self.group_of(i) for i in (*tasks, *aside)} | {None}) != 2: raise InputError("these tasks have no suggestion in common")
         labels = {i: self.tasks.tasks[i].suggestion for i in tasks if self.is_open(i)}
         before, left = self._keep(labels) if labels else {}, set(aside) - self.aside
-        self.aside |= left
+        with self._changing(left): self.aside |= left
         if before or left: self._undoable.append((before, left))

@@ -33,7 +33,8 @@ def parse_attributes(
         for word in filter(None, map(str.strip, part.split(','))):
             name, equals, label = map(str.strip, word.partition('='))
             if attribute and not equals: found[attribute].append(name)
-            elif not name or name in found: raise InputError(f"attributes {text!r}: expected each attribute once, as in neck=round,polo;pattern")
+            elif not name or name in found:
+                raise InputError(f"attributes {text!r}: expected each attribute once, as in 'neck=round,polo;pattern'")
             else: found[name], attribute = [label] if label else [], name if equals else None
     return {a: list(dict.fromkeys(labels)) for a, labels in found.items()}
 
@@ -97,7 +98,8 @@ def _review_list(rows, attributes):
 def _label_errors(rows, attributes):
     for row in rows:
         label, predicted = _cell(row, 'label'), _cell(row, 'predicted')
-        if row['attribute'] in attributes and label: yield row['filename'], row['attribute'], (predicted, _number(row.get('confidence')), label)
+        if row['attribute'] not in attributes or not label: continue
+        yield row['filename'], row['attribute'], (predicted, _number(row.get('confidence')), label)
 
 def _gaps(rows, attributes):
     for row in rows:
