@@ -127,7 +127,7 @@ def command(self:ReviewPage) -> str:
     return shlex.join(['deep_fashion', 'train', *map(str, words)])
 
 # %% ../../nbs/97_app.review.ipynb #806262da
-_MOST_TILES = 24
+_MOST_TILES = 100
 
 @patch
 def move(self:ReviewPage,
@@ -148,6 +148,7 @@ def group(self:ReviewPage,
     group:tuple|None, # As `Review.group_of` returns it; None or one of a single photo: the largest
     attribute:str='', # The attribute to stay with
     number:int|None=None, # Position in the list of groups, instead of `group`
+    most:int=_MOST_TILES, # Photos at once
 ) -> dict: # `tiles` is empty if there is no group
     "The photos with the same suggestion."
     groups = self.review.groups(attribute)
@@ -156,7 +157,7 @@ def group(self:ReviewPage,
     number = number if number is not None and 0 <= number < len(groups) else order.index(group) if group in order else 0
     own, suggestion, label = order[number]
     def titled(o): return f"{spaced(o[0])}: " + (f"{self.name(o[0], o[2])['name']} → " if o[2] else '') + self.name(o[0], o[1])['name']
-    tiles = [self._task(i) for i in self.review.members(order[number])[:_MOST_TILES]]
+    tiles = [self._task(i) for i in self.review.members(order[number])[:max(1, min(most, _MOST_TILES))]]
     return dict(number=number, title=spaced(own), name=self.name(own, suggestion)['name'], count=groups[number][1], tiles=tiles,
                 label=label and self.name(own, label)['name'], groups=[dict(name=titled(o), count=n) for o, n in groups])
 
@@ -183,6 +184,8 @@ class _Asked(BaseModel):
     number: int|None = None
     tasks: list[int] = []
     aside: list[int] = []
+    keep: bool = False
+    most: int = _MOST_TILES
 
 def _task_of(page, asked):
     if asked.task is None or not 0 <= asked.task < len(page.review): raise InputError(f"there is no task {asked.task}")
@@ -200,12 +203,12 @@ def _undo(page, asked):
 
 def _group(page, asked):
     group = page.review.group_of(asked.task) if asked.task is not None and 0 <= asked.task < len(page.review) else None
-    return page.group(group, asked.attribute, asked.number)
+    return page.group(group, asked.attribute, asked.number, asked.most)
 
 def _confirm(page, asked):
     group = page.review.group_of(asked.tasks[0] if asked.tasks else asked.aside[0]) if asked.tasks or asked.aside else None
-    page.review.confirm(asked.tasks, asked.aside)
-    more = page.group(group, asked.attribute) if len(page.review.members(group)) > 1 else None
+    page.review.confirm(asked.tasks, asked.aside, asked.keep)
+    more = page.group(group, asked.attribute, most=asked.most) if len(page.review.members(group)) > 1 else None
     return dict(view=page.move(None, 'first', asked.attribute), group=more)
 
 _ACTIONS = dict(move=lambda page, asked: page.move(asked.task, asked.way, asked.attribute), answer=lambda page, asked: page.answer(

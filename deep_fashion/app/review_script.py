@@ -70,7 +70,7 @@ async function show(found) {
 function classButton(o, task) {
   const button = make('button', '', {onclick: () => answer(o.label)})
   if (o.key) button.append(key(o.key))
-  button.append(o.name)
+  button.append(make('span', o.name))
   const badge = o.label === task.answer ? 'answered' : task.suggestion && o.label === task.suggestion.label ? 'suggested' :
     task.label && o.label === task.label.label ? 'in the table' : ''
   if (badge) button.append(make('span', badge, {className: 'badge'}))
@@ -102,7 +102,7 @@ function showProgress() {
   const more = [n.hidden ? `${n.hidden} cannot be seen` : '', n.unreadable ? `${n.unreadable} cannot be read` : ''].filter(Boolean)
   el('counts').textContent = `${n.answered} of ${n.total} answered` + (more.length ? `, ${more.join(', ')}` : '')
   el('undo').disabled = !view.can_undo
-  el('bulk').hidden = !view.groups.length
+  el('bulk').hidden = !view.groups
   const every = make('option', `all (${view.open})`, {value: ''})
   el('attribute').replaceChildren(every, ...view.attributes.map(o => make('option', `${o.title} (${o.open})`, {value: o.name})))
   el('attribute').value = attribute
@@ -144,8 +144,13 @@ function undo() { during(async () => {
 
 # %% ../../nbs/95_app.review_script.ipynb #4dcb5448
 _GRID = """
+// As many photos as are seen without scrolling, since all of them are confirmed with one key.
+function fitting() {
+  const small = innerWidth < 760, across = Math.floor((innerWidth - 30)/(small ? 118 : 165)), down = (innerHeight - 190)/(small ? 172 : 252)
+  return Math.max(2, across)*Math.max(1, Math.floor(down))
+}
 function openGroup(number) { during(async () => {
-  const found = await ask('/group', {task: view.task ? view.task.position : null, number})
+  const found = await ask('/group', {task: view.task ? view.task.position : null, number, most: fitting()})
   if (!found.tiles.length) return state('No two photos with the same suggestion are left.')
   await showGrid(found)
 }) }
@@ -185,12 +190,14 @@ function tiles(pressed) { return [...el('tiles').querySelectorAll(`[aria-pressed
 function count() {
   const n = tiles(true).length
   el('confirm').replaceChildren(key('enter'), n ? `Confirm ${n} as ${grid.name}` : 'Leave all of these out')
+  el('keep-all').hidden = !grid.label || !n
+  el('keep-all').replaceChildren(key('k'), `Keep ${grid.label} for ${n}`)
 }
-function confirmGrid() { during(async () => {
-  const tasks = tiles(true), found = await ask('/confirm', {tasks, aside: tiles(false)})
+function confirmGrid(keep) { during(async () => {
+  const tasks = tiles(true), found = await ask('/confirm', {tasks, aside: tiles(false), keep, most: fitting()})
   view = found.view
   showProgress()
-  state(`Saved: ${grid.title} ${grid.name} for ${tasks.length} ${tasks.length === 1 ? 'photo' : 'photos'}`)
+  state(`Saved: ${grid.title} ${keep ? grid.label : grid.name} for ${tasks.length} ${tasks.length === 1 ? 'photo' : 'photos'}`)
   if (found.group) await showGrid(found.group)
   else await show(view)
 }) }
@@ -211,7 +218,8 @@ _KEYS = """
 function inGrid(event) {
   const onTile = el('tiles').contains(event.target), name = pressed(event)
   if (name.startsWith('Arrow')) step(name)
-  else if (name === 'Enter' && (onTile || event.target.tagName !== 'BUTTON')) confirmGrid()
+  else if (name === 'Enter' && (onTile || event.target.tagName !== 'BUTTON')) confirmGrid(false)
+  else if (name === 'k' && grid.label) confirmGrid(true)
   else if (name === ' ' && onTile) toggle(event.target)
   else if (name === 'Escape' || name === 'b') move('here')
   else return false
@@ -253,7 +261,8 @@ el('attribute').onchange = () => { attribute = el('attribute').value; move('firs
 el('group').onchange = () => openGroup(Number(el('group').value))
 for (const [id, press] of Object.entries({undo, bulk: () => openGroup(null), accept,
   keep: () => answer(view.task.label.label), hidden: () => answer(view.hidden), back: () => move('back'), again: () => move('back'),
-  skip: () => move('on'), confirm: confirmGrid, leave: () => move('here'), image: zoom})) el(id).onclick = press
+  skip: () => move('on'), confirm: () => confirmGrid(false), 'keep-all': () => confirmGrid(true), leave: () => move('here'),
+  image: zoom})) el(id).onclick = press
 const at = /^#[0-9]{1,9}$/.test(location.hash) ? Number(location.hash.slice(1)) : null
 during(async () => show(await ask('/move', {task: at, way: 'start'})))
 """

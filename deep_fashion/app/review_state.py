@@ -182,12 +182,14 @@ def members(self:Review,
 def confirm(self:Review,
     tasks:list, # Tasks of one group
     aside:list=(), # Further ones, which are left to be asked alone
+    keep:bool=False, # Keep the label of the table instead
 ) -> None:
     "Accept the suggestion for tasks. Raises `InputError` if they are not of one group. Those that are no longer open are left alone."
     with self.lock:
         if any(not 0 <= i < len(self) for i in (*tasks, *aside)): raise InputError("there is no such task")
         if len({self.group_of(i) for i in (*tasks, *aside)} | {None}) != 2: raise InputError("these tasks have no suggestion in common")
-        labels = {i: self.tasks.tasks[i].suggestion for i in tasks if self.is_open(i)}
+        if keep and self.tasks.tasks[(*tasks, *aside)[0]].label is None: raise InputError("there is no label in the table to keep")
+        labels = {i: self.tasks.tasks[i].label if keep else self.tasks.tasks[i].suggestion for i in tasks if self.is_open(i)}
         before, left = self._keep(labels) if labels else {}, set(aside) - self.aside
         with self._changing(left): self.aside |= left
         if before or left: self._undoable.append((before, left))
