@@ -11,6 +11,7 @@ import io
 import json
 import secrets
 import shlex
+import warnings
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Literal, NamedTuple
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core import InputError, new_file, requires_extra, sole_user
+from ..core import InputError, counted, new_file, requires_extra, sole_user
 from ..terminal import fault_line
 from ..commands import ReviewSettings
 from ..settings import takes_settings
@@ -282,6 +283,9 @@ def serve_review(
     with ExitStack() as stack:
         _claimed(out, stack)
         review = Review(tasks, ReviewAnswers(out, tasks.attributes))
+        for note in tasks.notes: warnings.warn(note, stacklevel=3)
+        if review.copied:
+            warnings.warn(f"{settings.csv_path}: {counted(review.copied, 'label')} that it holds already copied to {out}", stacklevel=3)
         listening = stack.enter_context(listen(settings.host, settings.port, password))
         serving = Serving(Guard(build_review(ReviewPage(review, settings)), password, _BOUNDS), listening, [stack.pop_all().close])
     return Reviewing(serving, review)

@@ -48,7 +48,8 @@ h1{font-size:1.35rem;margin:0 0 .5rem;overflow-wrap:anywhere} h1 small{font-weig
 .status{min-height:1.4em;padding:.35rem 1rem;border-top:1px solid var(--line);font-size:.9rem} 
 .status.failed{color:var(--wrong);font-weight:600}
 code{display:block;background:var(--fill);border-radius:8px;padding:.7rem;margin:.6rem 0;overflow-wrap:anywhere;user-select:all}
-.grid{grid-column:1/-1;overflow-y:auto;padding:2px} .grid .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin-bottom:.7rem}
+.grid{grid-column:1/-1;overflow-y:auto;padding:2px}
+.grid .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin-bottom:.7rem}
 .grid .main{width:auto;margin:0} .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.6rem}
 .tiles button{padding:.3rem;border:3px solid var(--right);display:flex;flex-direction:column;gap:.2rem;font-size:.85rem}
 .tiles img{width:100%;aspect-ratio:3/4;object-fit:contain} .tiles button[aria-pressed=false]{border-color:var(--line);border-style:dashed}
@@ -57,7 +58,8 @@ code{display:block;background:var(--fill);border-radius:8px;padding:.7rem;margin
 @media (max-width:760px){body{height:auto;min-height:100dvh} header{padding:.4rem .6rem;gap:.3rem .6rem}
 main{display:block;padding:.6rem} .frame{height:46dvh;margin-bottom:.2rem} .zoomed .frame{height:70dvh}
 button,select,input{min-height:44px} .classes{grid-template-columns:1fr 1fr} .panel{overflow:visible} kbd{display:none}
-.status:empty{display:none} #name{display:inline-block;max-width:75%;overflow:hidden;white-space:nowrap;text-overflow:ellipsis;vertical-align:bottom}
+.status:empty{display:none}
+#name{display:inline-block;max-width:75%;overflow:hidden;white-space:nowrap;text-overflow:ellipsis;vertical-align:bottom}
 
 .row button{flex:1 1 30%} .tiles{grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))} 
 .status{position:sticky;bottom:0;background:var(--paper)}}
@@ -89,7 +91,8 @@ _BODY = """<!doctype html>
 </section>
 <section id="grid" class="grid" aria-labelledby="same" hidden>
 <h1 id="same" tabindex="-1"></h1>
-<div class="tools keys"><button id="confirm" class="main"></button><button id="keep-all"></button><button id="leave"><kbd>esc</kbd>One by one</button>
+<div class="tools keys"><button id="confirm" class="main"></button><button id="keep-all"></button>
+<button id="leave"><kbd>esc</kbd>One by one</button>
 <label>Group <select id="group"></select></label></div>
 <p class="quiet">Click a photo that is different, or move with the arrow keys and press space: it is left out, and asked alone later.</p>
 <div id="tiles" class="tiles" role="group" aria-label="Photos with this suggestion"></div>
