@@ -55,7 +55,9 @@ code{display:block;background:var(--fill);border-radius:8px;padding:.7rem;margin
 .tiles img{width:100%;aspect-ratio:3/4;object-fit:contain} .tiles button[aria-pressed=false]{border-color:var(--line);border-style:dashed}
 
 .tiles button[aria-pressed=false] img{opacity:.3} .done{grid-column:1/-1;max-width:46rem}
-@media (max-width:760px){body{height:auto;min-height:100dvh} header{padding:.4rem .6rem;gap:.3rem .6rem}
+@media (max-width:760px){body{height:auto;min-height:100dvh} header{padding:.4rem .6rem;gap:.3rem .5rem}
+header .bar{order:-1;flex-basis:100%} header select{max-width:8.5rem} .word{position:absolute;clip-path:inset(50%)}
+
 main{display:block;padding:.6rem} .frame{height:46dvh;margin-bottom:.2rem} .zoomed .frame{height:70dvh}
 button,select,input{min-height:44px} .classes{grid-template-columns:1fr 1fr} .panel{overflow:visible} kbd{display:none}
 .status:empty{display:none}
@@ -70,7 +72,7 @@ _BODY = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Review</title>
 <link rel="icon" href="data:,"><style nonce="{{ nonce }}">{{ style }}</style></head><body>
 <header>
-<label>Question <select id="attribute"></select></label>
+<label><span class="word">Question</span> <select id="attribute"></select></label>
 <div class="bar"><progress id="progress" value="0" max="1" aria-labelledby="counts"></progress><span id="counts"></span></div>
 <button id="undo" class="keys"><kbd>u</kbd>Undo</button>
 <button id="bulk" class="keys"><kbd>b</kbd><span id="bulk-name">Several at once</span></button>

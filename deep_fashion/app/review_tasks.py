@@ -8,6 +8,7 @@ __all__ = ['parse_attributes', 'ReviewTask', 'ReviewTasks', 'read_review']
 # %% ../../nbs/95_app.review_tasks.ipynb #1569dea6
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import patch
@@ -78,9 +79,12 @@ def add_class(self:ReviewTasks,
 # %% ../../nbs/95_app.review_tasks.ipynb #b69df685
 _SUGGESTED, _CONFIDENCE, _ERRORS = '_suggested', '_confidence', ('attribute', 'label', 'predicted')
 
-def _cell(row, column):
-    label = as_label(row.get(column))
+@lru_cache(100_000)
+def _label(cell):
+    label = as_label(cell)
     return None if label is not None and is_placeholder(label) else label
+
+def _cell(row, column): return _label(row.get(column))
 
 def _number(text):
     try: value = float(text)
@@ -121,7 +125,7 @@ def _labels(rows, attribute, make):
         own = rows[rows.attribute == attribute]
         cells = [*own.label, *own.predicted]
     else: cells = [cell for column in (attribute, attribute + _SUGGESTED) if column in rows for cell in rows[column]]
-    return sort_labels({label for cell in cells if (label := as_label(cell)) and not is_placeholder(label)})
+    return sort_labels({_label(cell) for cell in set(cells)} - {None})
 
 def _known_classes(settings):
     "Attributes with classes and names that are known from the tagger and the file of names."
