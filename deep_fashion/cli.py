@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ALIASES', 'Command', 'run_analyze', 'run_train', 'print_run', 'run_test', 'run_tag', 'run_evaluate',
-           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_review', 'run_demo', 'with_config', 'command_line',
-           'main']
+           'run_convert', 'run_export', 'run_app', 'run_serve', 'run_demo', 'with_config', 'command_line', 'main']
 
 # %% ../nbs/98_cli.ipynb #3277a9d3
 from .stopping import end_at_once, handling_stops
@@ -27,6 +26,7 @@ with handling_stops():
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
+    from deep_fashion.cli_review import run_review
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
                                        EvaluateSettings, ExportSettings, PhotoSettings, ReviewSettings, RunSettings, RunsSettings,
@@ -201,15 +201,6 @@ def run_serve(settings:ServeSettings) -> int:
     from deep_fashion.app.api import serve_api
     server = serve_api(**dict(settings))
     server.wait(f"photos are tagged at {server.url}/tag until you press Ctrl-C; described at {server.url}/openapi.json")
-    return 0
-
-def run_review(settings:ReviewSettings) -> int:
-    "Serve the page on which a person labels photos."
-    from deep_fashion.app.review import serve_review
-    serving, review = serve_review(settings)
-    def done(): return "{answered} of {total} questions answered".format(**review.counts())
-    try: serving.wait(f"the page is at {serving.url} until you press Ctrl-C; {done()}; answers go to {settings.out}")
-    except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; {done()}, in {settings.out}; the same command continues") from None
     return 0
 
 def run_demo(settings:DemoSettings) -> int:

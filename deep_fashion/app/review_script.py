@@ -146,7 +146,8 @@ function undo() { during(async () => {
 _GRID = """
 // As many photos as are seen without scrolling, since all of them are confirmed with one key.
 function fitting() {
-  const small = innerWidth < 760, across = Math.floor((innerWidth - 30)/(small ? 118 : 165)), down = small ? (innerHeight - 350)/172 : (innerHeight - 190)/252
+  const small = innerWidth < 760, across = Math.floor((innerWidth - 30)/(small ? 118 : 165)), 
+    down = small ? (innerHeight - 350)/172 : (innerHeight - 190)/252
   return Math.max(2, across)*Math.max(1, Math.floor(down))
 }
 function openGroup(number) { during(async () => {
