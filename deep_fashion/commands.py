@@ -206,46 +206,8 @@ class ReviewSettings(CommandSettings):
     "What a review by a person can be given."
     csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
                                        "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
-                                 metavar='CSV')
+                                 metavar='[CSV]')
     img_dir: Path = common.img_dir
-    out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
-    attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
-                                        "the table asks)", metavar='A=B,C;D')
-    names: Path|None = common.names
-    model: Path|None = option(None, "run or bundle whose classes and names are offered", metavar='RUN')
-    port: int = option(7861, "port of the page on this computer", metavar='N', ge=1, le=65535)
-    host: str = _HOST
-    password_file: Path|None = _PASSWORD_FILE
-    filename_column: str|None = common.filename_column
-    delimiter: str|None = common.delimiter
-    encoding: str|None = common.encoding
-
-# %% ../nbs/06_commands.ipynb #2b3f683a
-class ReviewSettings(CommandSettings):
-    "What a review by a person can be given."
-    csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
-                                       "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
-                                 metavar='CSV')
-    img_dir: Path = common.img_dir
-    out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
-    attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
-                                        "the table asks)", metavar='A=B,C;D')
-    names: Path|None = common.names
-    model: Path|None = option(None, "run or bundle whose classes and names are offered", metavar='RUN')
-    port: int = option(7861, "port of the page on this computer", metavar='N', ge=1, le=65535)
-    host: str = _HOST
-    password_file: Path|None = _PASSWORD_FILE
-    filename_column: str|None = common.filename_column
-    delimiter: str|None = common.delimiter
-    encoding: str|None = common.encoding
-
-# %% ../nbs/06_commands.ipynb #cf3c2fc6
-class ReviewSettings(CommandSettings):
-    "What a review by a person can be given."
-    img_dir: Path = common.img_dir
-    csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
-                                       "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
-                                 metavar='CSV')
     out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
     attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
                                         "the table asks)", metavar='A=B,C;D')

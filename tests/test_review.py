@@ -223,7 +223,7 @@ def test_a_second_review_of_the_same_file_is_refused_and_a_killed_one_loses_noth
 @pytest.mark.parametrize(
     "settings, says",
     [
-        (dict(), "has no empty column to fill in"),
+        (dict(), "name what is to be labelled there"),
         (dict(attributes="sha256=a"), "rename the attribute"),
         (dict(csv_path="nowhere.csv"), "nowhere.csv"),
         (dict(attributes="neck=a", host="0.0.0.0"), "a password is required"),

@@ -150,11 +150,14 @@ def _chosen(possible, named, make, source):
     return list(named)
 
 # %% ../../nbs/95_app.review_tasks.ipynb #32f3d962
+_EXAMPLE = "(attributes, as in 'neck=round,v-neck,polo')"
+
 def _rows_of(settings):
     "The rows to be reviewed, what makes tasks of them, the attributes they can be about, and notes."
     import pandas as pd
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
     if settings.csv_path is None:
+        if not settings.attributes: raise InputError(f"{settings.img_dir}: name what is to be labelled there {_EXAMPLE}")
         if given := next(filter(None, csv_format), None):
             raise InputError(f"{given!r}: a folder has no columns; give the table that lists its photos")
         names = list_photos(settings.img_dir).names
@@ -175,7 +178,7 @@ def read_review(
     rows, make, possible, notes = _rows_of(settings)
     attributes = _chosen(possible, named, make, source)
     if not attributes and make is _gaps:
-        raise InputError(f"{source}: has no empty column to fill in; name what is to be labelled (--attributes neck=round,v-neck,polo)")
+        raise InputError(f"{source}: has no empty column to fill in; name what is to be labelled {_EXAMPLE}")
     known, names = _known_classes(settings)
     classes = {a: list(dict.fromkeys([*known.get(a, ()), *named.get(a, ()), *_labels(rows, a, make)])) for a in attributes}
     found = ReviewTasks(Path(settings.img_dir), classes=classes, names=names, notes=notes,
