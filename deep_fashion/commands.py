@@ -204,10 +204,10 @@ class SweepSettings(CommandSettings):
 # %% ../nbs/06_commands.ipynb #0c789213
 class ReviewSettings(CommandSettings):
     "What a review by a person can be given."
+    img_dir: Path = common.img_dir
     csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
                                        "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
                                  metavar='[CSV]')
-    img_dir: Path = common.img_dir
     out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
     attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
                                         "the table asks)", metavar='A=B,C;D')
