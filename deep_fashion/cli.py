@@ -26,10 +26,11 @@ with handling_stops():
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
+    from deep_fashion.cli_review import run_review
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
-                                       EvaluateSettings, ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings,
-                                       SweepSettings, TagSettings)
+                                       EvaluateSettings, ExportSettings, PhotoSettings, ReviewSettings, RunSettings, RunsSettings,
+                                       ServeSettings, SweepSettings, TagSettings)
 
 
 # %% ../nbs/98_cli.ipynb #426f06f1
@@ -259,6 +260,12 @@ COMMANDS = [
             "Serve a page on this computer: drop photos, see attributes and where the evidence for them lies, correct labels, "
             "download the table. Corrections are kept in a CSV that train takes back. Needs the extra: pip install 'deep_fashion[app]'.",
             ("app --model runs/first", "app --model runs/first --port 8080 --corrections mine.csv")),
+    Command('review', run_review, ReviewSettings, "label photos by keyboard: doubtful tags, suspected errors, new photos",
+            "Serve a page that asks one question about one photo at a time, with a key per class, or confirms many equal suggestions at "
+            "once. Every answer is saved at once, in a table that train takes back as --corrections, or, for photos without labels, as "
+            "--csv_path. Needs the extra: pip install 'deep_fashion[serve]'.",
+            ("review tags.review.csv --img_dir images",
+             "review --img_dir photos --attributes neck=round,v-neck,polo --out labels.csv"), ('csv_path',)),
     Command('serve', run_serve, ServeSettings, "tag the photos that other programs send",
             "Serve tags over HTTP: POST photos to /tag as a form (curl -F files=@photo.jpg), or one as the body; the answer is JSON. "
             "/openapi.json describes everything. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
            'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings',
-           'BodiesSettings', 'SweepSettings']
+           'BodiesSettings', 'SweepSettings', 'ReviewSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
@@ -200,3 +200,22 @@ class SweepSettings(CommandSettings):
     @field_validator('name')
     @classmethod
     def _is_part_of_a_path(cls, name): return checked_run_name(name, 'name')
+
+# %% ../nbs/06_commands.ipynb #0c789213
+class ReviewSettings(CommandSettings):
+    "What a review by a person can be given."
+    img_dir: Path = common.img_dir
+    csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
+                                       "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
+                                 metavar='[CSV]')
+    out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
+    attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
+                                        "the table asks)", metavar='A=B,C;D')
+    names: Path|None = common.names
+    model: Path|None = option(None, "run or bundle whose classes and names are offered", metavar='RUN')
+    port: int = option(7861, "port of the page on this computer", metavar='N', ge=1, le=65535)
+    host: str = _HOST
+    password_file: Path|None = _PASSWORD_FILE
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
