@@ -59,13 +59,16 @@ background:color-mix(in srgb,var(--accent) calc(var(--share)*65%),var(--fill))}
 svg{width:100%;height:auto;display:block;margin:.6rem 0} .pair{display:flex;flex-wrap:wrap;gap:0 1rem} .pair svg{flex:1 1 300px}
 .t{width:72px;height:96px;padding:0;border:0;border-radius:3px;background:var(--fill) center/contain no-repeat;cursor:zoom-in;
 vertical-align:top} .t.big{width:120px;height:160px} .t.missing{cursor:default;color:var(--quiet);font-size:.72rem}
-.t.missing::after{content:"no photo"} .strip{display:flex;flex-wrap:wrap;gap:4px;margin:.2rem 0 .5rem}
+.t.missing::after{content:"no photo"} .strip{display:flex;gap:4px;margin:.2rem 0 .5rem} .strip .t{flex:0 1 72px;min-width:0}
 figure.ref{width:120px;content-visibility:auto;contain-intrinsic-size:120px 225px}
 .photos{display:flex;flex-wrap:wrap;gap:.8rem} .group{border-left:3px solid var(--line);padding-left:.8rem;margin:.8rem 0}
 figure{margin:0;width:130px} figure img{width:130px;height:172px;object-fit:contain;background:var(--fill)}
 figcaption{font-size:.78rem;line-height:1.3;overflow-wrap:anywhere}
 figure.example{width:120px} figure.explained{width:242px} figure.example .two{display:flex;gap:2px}
 figure.example img{width:120px;height:160px}
+@media(max-width:600px){.photos{display:grid;grid-template-columns:repeat(3,1fr);gap:.5rem} figure.ref,figure.example{width:auto}
+.photos .t.big,figure.example img{width:100%;height:auto;aspect-ratio:3/4} figure.explained{grid-column:span 2}
+.two>*{flex:1 1 0;min-width:0} .photos>.more{grid-column:1/-1}}
 @media print{:root{color-scheme:light;--ink:#000;--quiet:#444;--paper:#fff;--line:#bbb;--fill:#f3f3f3;--wrong:#a00}
 body{margin:0;max-width:none;font-size:10pt} nav{display:none} figure,tr,svg{break-inside:avoid} h2,h3{break-after:avoid}
 figure.example img{height:120px} .tall{max-height:none} *{print-color-adjust:exact}}

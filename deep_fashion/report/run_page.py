@@ -77,10 +77,10 @@ _HEAD = """<!doctype html>
 {% endfor %}</section>{% endif %}
 <p class="lead">Mean macro-F1 <b>{{ headline }}</b>{{ context }}.</p>
 <nav><a href="#scores">Scores</a>
-{% if curves %} · <a href="#training">Training</a>{% endif %}
 {% for a in attributes %} · <a href="#attribute-{{ loop.index }}">{{ a.name }}</a>{% endfor %}
 {% if findings %} · <a href="#findings">The data</a>{% endif %}
 <span data-needs-script hidden> · <a href="#explore">All photos</a></span>
+{% if curves %} · <a href="#training">Training</a>{% endif %}
 {% if report.config %} · <a href="#config">Configuration</a>{% endif %}
 </nav>
 """
@@ -147,9 +147,9 @@ _ATTRIBUTE_SECTIONS = """{% macro cell(a, truth, predicted, n) %}<a href="#a{{ a
 {%- if c.n %}{{ cell(a, truth, loop.index0, c.n) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% else %}<ol class="confusion">{% for m in a.mistakes %}<li>{{ m.text }}: {{ cell(a, m.truth, m.predicted, m.n) }}</li>
-{% endfor %}</ol>{% endif %}</div></div>
+{% endfor %}</ol>{% endif %}</div>
+<div class="trust"><h3>Can its confidence be trusted?</h3><div class="pair">{% for svg in a.plots %}{{ svg }}{% endfor %}</div></div></div>
 <h3>Photos by class</h3>{{ class_cards(store, a.cards) }}
-<h3>Can its confidence be trusted?</h3><div class="pair">{% for svg in a.plots %}{{ svg }}{% endfor %}</div>
 <h3>Examples</h3>
 {% if a.maps %}<p class="quiet">Grad-CAM maps show where the evidence for the predicted class lies; yellow is the strongest.</p>{% endif %}
 {% if a.left_out %}<p class="quiet">{{ a.left_out }} map{{ 's were' if a.left_out > 1 else ' was' }} left out to save time.</p>{% endif %}
@@ -162,6 +162,7 @@ _ATTRIBUTE_SECTIONS = """{% macro cell(a, truth, predicted, n) %}<a href="#a{{ a
 {% endfor %}
 """
 _PAGE_STYLE = markupsafe.Markup(""".kinds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,33rem),1fr));gap:1rem 1.6rem}
+.trust{flex:1 1 30rem} .trust svg{flex:1 1 14rem} .side p{max-width:24rem}
 .verdict{border-left:4px solid var(--accent);padding-left:1rem;margin:1rem 0} .verdict p{margin:.3rem 0}
 ol.confusion a{display:inline;color:var(--accent)}
 """)
@@ -307,8 +308,8 @@ _CONFIG_SECTION = """{% macro list(values) %}<dl>{% for name, value in values.it
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #1d927a09
-_PAGE = page_template(CLASS_CARDS + _HEAD + _SCORES_SECTION + _TRAINING_SECTION + _ATTRIBUTE_SECTIONS + _FINDINGS_SECTION + '{{ explorer }}'
-                      + _CONFIG_SECTION + '</body></html>\n')
+_PAGE = page_template(CLASS_CARDS + _HEAD + _SCORES_SECTION + _ATTRIBUTE_SECTIONS + _FINDINGS_SECTION + '{{ explorer }}'
+                      + _TRAINING_SECTION + _CONFIG_SECTION + '</body></html>\n')
 _INTRO = "All photos that were scored, with their labels and predictions; the more often a photo matters, the sooner it has room here."
 
 def write_run_page(
