@@ -23,6 +23,8 @@ class PhotoRow:
     text: str # What it is
     photos: list # Their numbers in the store, some of them
     kind: str = '' # ok, wrong, or nothing
+    cell: str = '' # The cell of the confusion matrix that holds all of them: attribute, label and prediction as numbers
+    n: int = 0 # How many these are
 
 @dataclass
 class ClassCard:
@@ -47,23 +49,27 @@ def prediction_cards(
     scores:pd.DataFrame, # As `class_scores` returns them
     references:pd.DataFrame, # Of this attribute, as `photo_references` returns them
     most:int, # Photos of a row
-    anchor:str='', # Start of the anchors
+    attribute:int, # Its position
 ) -> list: # Of `ClassCard`, classes without a photo left out
     "What the tagger gets right of every class, and what it takes the others for, the most confident photos first."
     cards, of_classes = [], dict(list(references.sort_values('confidence', ascending=False, kind='stable').groupby('truth')))
     for i, row in enumerate(scores.itertuples()):
         if i not in of_classes: continue
-        of_class = of_classes[i]
-        right, wrong = of_class[of_class.predicted == i], of_class[of_class.predicted != i]
-        rows = [PhotoRow(f'right: {len(right)}', right.photo.head(most).tolist(), 'ok')] if len(right) else []
-        by_prediction = sorted(wrong.groupby('predicted'), key=lambda found: -len(found[1]))
-        rows += [PhotoRow(f'predicted as {one_line(names[j], 60)}: {len(found)}', found.photo.head(most).tolist(), 'wrong')
-                 for j, found in by_prediction[:_MOST_MISTAKES]]
-        others = sum(len(found) for _, found in by_prediction[_MOST_MISTAKES:])
-        if others: rows.append(PhotoRow(f'predicted as another class: {others}', [], 'wrong'))
-        facts = f'{counted(int(row.photos), "photo")}, {row.recall:.0%} of them recognised'.replace('%', ' %')
-        cards.append(ClassCard(one_line(names[i], 60), facts, rows, f'{anchor}{i}'))
+        facts = f'{counted(int(row.photos), "photo")}, {100*row.recall:.0f} % of them recognised'
+        cards.append(ClassCard(one_line(names[i], 60), facts, _rows_of(names, i, of_classes[i], most, attribute), f'a{attribute}-c{i}'))
     return cards
+
+def _rows_of(names, truth, references, most, attribute):
+    "The rows of a card: what is right, then the mistakes by prediction, the most frequent first."
+    def row(text, kind, predicted, found):
+        return PhotoRow(f'{text}: {len(found)}', found.photo.head(most).tolist(), kind, f'{attribute} {truth} {predicted}', len(found))
+    by_prediction = dict(list(references.groupby('predicted')))
+    right = by_prediction.pop(truth, None)
+    wrong = sorted(by_prediction.items(), key=lambda found: -len(found[1]))
+    rows = [] if right is None else [row('right', 'ok', truth, right)]
+    rows += [row(f'predicted as {one_line(names[j], 60)}', 'wrong', j, found) for j, found in wrong[:_MOST_MISTAKES]]
+    others = sum(len(found) for _, found in wrong[_MOST_MISTAKES:])
+    return [*rows, PhotoRow(f'predicted as another class: {others}', [], 'wrong')] if others else rows
 
 # %% ../../nbs/74_report.class_cards.ipynb #0f2b119e
 def label_cards(
@@ -94,7 +100,9 @@ def _label_card(store, table, chosen, most, name):
 CLASS_CARDS = """
 {% macro card(store, c) %}<div class="card"{% if c.anchor %} id="{{ c.anchor }}"{% endif %}><h4>{{ c.name }}
 <span class="quiet">{{ c.facts }}</span></h4>
-{% for row in c.rows %}{% if row.text %}<div class="{{ row.kind }} small">{{ row.text }}</div>{% endif %}
+{% for row in c.rows %}{% if row.text %}<div class="{{ row.kind }} small">
+{%- if row.cell %}<a href="#{{ c.anchor }}" data-cell="{{ row.cell }}" data-n="{{ row.n }}">{{ row.text }}</a>{% else %}{{ row.text }}
+{%- endif %}</div>{% endif %}
 {% if row.photos %}<div class="strip">{% for number in row.photos %}{{ thumb(store, number) }}{% endfor %}</div>{% endif %}
 {% endfor %}</div>
 {% endmacro %}
@@ -106,5 +114,5 @@ CLASS_CARDS = """
 CARDS_STYLE = markupsafe.Markup(""".cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23.6rem),1fr));
 gap:.6rem 1.4rem;margin:.6rem 0}
 .card{border-top:1px solid var(--line);padding-top:.4rem;overflow-wrap:anywhere;min-width:0} .card h4 span{font-weight:400}
-.small{font-size:.84rem} .card:target{outline:2px solid var(--accent);outline-offset:4px}
+.small{font-size:.84rem} .small a{color:inherit} .card:target{outline:2px solid var(--accent);outline-offset:4px}
 """)

@@ -64,12 +64,13 @@ dialog header{display:flex;justify-content:space-between;align-items:start;gap:1
 font-size:1.1rem} #zoom .body{display:flex;flex-wrap:wrap;gap:1.2rem} #zoom img{height:min(68vh,680px);max-width:100%;object-fit:contain;
 background:var(--fill)} #zoom .facts{flex:1 1 16rem;min-width:0} #zoom table{width:100%} #zoom td{overflow-wrap:anywhere}
 @media(max-width:600px){dialog{width:100vw;max-width:100vw;padding:.7rem} #zoom img{height:auto;width:100%;max-height:58vh}}
+.photos>.more{flex:0 0 100%}
 @media print{.controls,.more{display:none}}
 """)
 
 # %% ../../nbs/74_report.explorer.ipynb #07c98057
 _SECTION = page_template("""<section id="explore" hidden><h2>{{ title }}</h2>
-<p class="quiet">{{ intro }}{% if left_out %} {{ left_out|counted('photo') }} had no room on this page.{% endif %}</p>
+<p class="quiet">{{ intro }}{% if left_out %} {{ left_out|counted('photo') }} had no room on this page; mistakes came first.{% endif %}</p>
 <form class="controls" onsubmit="return false">
 <label>Attribute <select name="attribute"></select></label> <label>Label <select name="truth"></select></label>
 <label>Prediction <select name="predicted"></select></label> <label>Show <select name="kind">

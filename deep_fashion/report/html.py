@@ -66,7 +66,7 @@ figure{margin:0;width:130px} figure img{width:130px;height:172px;object-fit:cont
 figcaption{font-size:.78rem;line-height:1.3;overflow-wrap:anywhere}
 figure.example{width:120px} figure.explained{width:242px} figure.example .two{display:flex;gap:2px}
 figure.example img{width:120px;height:160px}
-@media(max-width:600px){.photos{display:grid;grid-template-columns:repeat(3,1fr);gap:.5rem} figure.ref,figure.example{width:auto}
+@media(max-width:600px){.photos{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:.5rem} figure.ref,figure.example{width:auto}
 .photos .t.big,figure.example img{width:100%;height:auto;aspect-ratio:3/4} figure.explained{grid-column:span 2}
 .two>*{flex:1 1 0;min-width:0} .photos>.more{grid-column:1/-1}}
 @media print{:root{color-scheme:light;--ink:#000;--quiet:#444;--paper:#fff;--line:#bbb;--fill:#f3f3f3;--wrong:#a00}

@@ -162,7 +162,7 @@ _ATTRIBUTE_SECTIONS = """{% macro cell(a, truth, predicted, n) %}<a href="#a{{ a
 {% endfor %}
 """
 _PAGE_STYLE = markupsafe.Markup(""".kinds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,33rem),1fr));gap:1rem 1.6rem}
-.trust{flex:1 1 30rem} .trust svg{flex:1 1 14rem} .side p{max-width:24rem}
+.side p{max-width:24rem}
 .verdict{border-left:4px solid var(--accent);padding-left:1rem;margin:1rem 0} .verdict p{margin:.3rem 0}
 ol.confusion a{display:inline;color:var(--accent)}
 """)
@@ -178,7 +178,7 @@ def _attributes_shown(report, references, examples):
     for position, a in enumerate(vocab.attributes):
         if not len(confidences[a][0]): continue
         names, counts, scores = vocab.class_names(a), confusions[a], class_scores(confusions[a])
-        cards = prediction_cards(names, scores, references[references.attribute == position], most, f'a{position}-c')
+        cards = prediction_cards(names, scores, references[references.attribute == position], most, position)
         found.append(dict(name=one_line(a, 80), position=position, classes=_class_rows(names, scores), cards=cards,
                           mistakes=frequent_mistakes(counts, names), plots=_confidence_plots(a, *confidences[a]),
                           confusions=readable_confusions(names, counts) if len(names) <= _MAX_MATRIX else None, **examples[a]))
@@ -310,7 +310,7 @@ _CONFIG_SECTION = """{% macro list(values) %}<dl>{% for name, value in values.it
 # %% ../../nbs/74_report.run_page.ipynb #1d927a09
 _PAGE = page_template(CLASS_CARDS + _HEAD + _SCORES_SECTION + _ATTRIBUTE_SECTIONS + _FINDINGS_SECTION + '{{ explorer }}'
                       + _TRAINING_SECTION + _CONFIG_SECTION + '</body></html>\n')
-_INTRO = "All photos that were scored, with their labels and predictions; the more often a photo matters, the sooner it has room here."
+_INTRO = "Every photo that was scored, with its label and prediction of each attribute."
 
 def write_run_page(
     path, # The HTML file
