@@ -61,12 +61,13 @@ def prediction_cards(
 
 def _rows_of(names, truth, references, most, attribute):
     "The rows of a card: what is right, then the mistakes by prediction, the most frequent first."
-    def row(text, kind, predicted, found):
-        return PhotoRow(f'{text}: {len(found)}', found.photo.head(most).tolist(), kind, f'{attribute} {truth} {predicted}', len(found))
-    by_prediction = dict(list(references.groupby('predicted')))
-    right = by_prediction.pop(truth, None)
+    def row(text, kind, predicted, photos):
+        return PhotoRow(f'{text}: {len(photos)}', photos[:most], kind, f'{attribute} {truth} {predicted}', len(photos))
+    by_prediction = {}
+    for predicted, photo in zip(references.predicted, references.photo): by_prediction.setdefault(predicted, []).append(photo)
+    right = by_prediction.pop(truth, [])
     wrong = sorted(by_prediction.items(), key=lambda found: -len(found[1]))
-    rows = [] if right is None else [row('right', 'ok', truth, right)]
+    rows = [row('right', 'ok', truth, right)] if right else []
     rows += [row(f'predicted as {one_line(names[j], 60)}', 'wrong', j, found) for j, found in wrong[:_MOST_MISTAKES]]
     others = sum(len(found) for _, found in wrong[_MOST_MISTAKES:])
     return [*rows, PhotoRow(f'predicted as another class: {others}', [], 'wrong')] if others else rows

@@ -16,7 +16,7 @@ def class_scores(
     counts:pd.DataFrame, # Photos by label (rows) and prediction (columns), as `confusion_matrices` has them
 ) -> pd.DataFrame: # A row per label: `photos`, `recall`, `tagged`, `precision`, `f1`; NaN where there is none
     "Count, recall, precision and F1 of every class. `tagged` is how many photos are predicted to be of the class."
-    right, photos, tagged = np.diag(counts), counts.sum(1), counts.sum(0)
+    right, photos, tagged = np.diag(counts.to_numpy()), counts.sum(axis=1), counts.sum(axis=0)
     with np.errstate(invalid='ignore'):
         scores = dict(photos=photos, recall=right/photos, tagged=tagged, precision=right/tagged, f1=2*right/(photos + tagged))
     return pd.DataFrame(scores, index=counts.index)

@@ -84,7 +84,7 @@ _SECTION = page_template("""<section id="explore" hidden><h2>{{ title }}</h2>
 <form method="dialog"><button class="plain">Close</button></form></header><div class="photos found"></div></dialog>
 <dialog id="zoom" aria-labelledby="zoom-title"><header><h2 id="zoom-title"></h2>
 <form method="dialog"><button class="plain">Close</button></form></header>
-<div class="body"><img alt=""><div class="facts"><table></table><p>
+<div class="body"><div class="facts"><table></table><p>
 <button class="plain" data-step="-1">‹ previous</button>
 <button class="plain" data-step="1">next ›</button> <span class="quiet place"></span></p></div></div></dialog>
 <script type="application/json" id="photo-data">{{ data|tojson }}</script>
@@ -216,13 +216,15 @@ document.addEventListener('click', event => {
 })
 
 // A photo is enlarged; arrows lead to its neighbours.
+const picture = element('img')
 let neighbours = [], place = 0
 function row(...cells) { return add(element('tr'), ...cells) }
 function enlarge() {
   const button = neighbours[place], number = Number(button.dataset.photo ?? -1), image = button.querySelector('img')
   const refs = data.references.filter(ref => ref[PHOTO] === number), table = zoom.querySelector('table')
-  zoom.querySelector('img').src = image ? image.src : getComputedStyle(button).backgroundImage.slice(5, -2)
-  zoom.querySelector('img').alt = document.getElementById('zoom-title').textContent = data.photos[number] ?? image.alt
+  zoom.querySelector('.body').prepend(picture)
+  picture.src = image ? image.src : getComputedStyle(button).backgroundImage.slice(5, -2)
+  picture.alt = document.getElementById('zoom-title').textContent = data.photos[number] ?? image.alt
   table.replaceChildren()
   if (refs.length) table.append(row(...['attribute', 'label', 'prediction'].map(text => element('th', text))))
   for (const ref of refs.sort((a, b) => a[ATTRIBUTE] - b[ATTRIBUTE])) {
