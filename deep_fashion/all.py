@@ -89,6 +89,7 @@ from .report.html import *
 from .report.photo_store import *
 from .report.used_settings import *
 from .report.class_cards import *
+from .report.examples import *
 from .report.explorer import *
 from .report.run_page import *
 from .report.audit_page import *

@@ -89,7 +89,7 @@ def test_maps_are_drawn_within_a_budget(scored, tmp_path, monkeypatch):
     def counted(learn, photo, classes):
         calls.append(list(classes))
         return grad_cam(learn, photo, classes)
-    monkeypatch.setattr("deep_fashion.report.run_page.grad_cam", counted)
+    monkeypatch.setattr("deep_fashion.report.examples.grad_cam", counted)
     pages = {}
     for seconds in (None, 1e-9, 0):
         calls.clear()

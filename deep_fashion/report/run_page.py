@@ -6,30 +6,25 @@
 __all__ = ['ScoredPhotos', 'TrainingCurves', 'RunReport', 'write_run_page']
 
 # %% ../../nbs/74_report.run_page.ipynb #fbf70619
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 import pandas as pd
 import torch
 from jinja2.utils import markupsafe
-from tqdm.auto import tqdm
 
-from ..core import InputError, whole_file
+from ..core import whole_file
 from ..text import one_line
-from ..data.photo import open_photo
 from ..data.table import Table
 from ..metrics.calibration import confidences_of
 from ..metrics.scores import confusion_matrices
 from ..train.learner import AttributeLearner
-from ..evaluate.explanation import grad_cam, overlaid
-from ..evaluate.interpretation import EXAMPLE_KINDS, extreme_examples
 from ..evaluate.audit import Findings
 from .plots import plot_coverage, plot_history, plot_lr_find, plot_reliability, plot_schedule, plot_scores
 from .columns import score_text
 from .class_scores import class_scores, frequent_mistakes
 from .tables import readable_confusions, score_columns
-from .html import PAGE_STYLE, THUMBNAIL_SIZE, inline_panels, inline_svg, page_template
-from .photo_store import PhotoStore, data_uri, stored_rows
+from .html import PAGE_STYLE, inline_panels, inline_svg, page_template
+from .photo_store import PhotoStore, stored_rows
+from .examples import page_examples
 from .class_cards import CARDS_STYLE, CLASS_CARDS, photos_per_row, prediction_cards
 from .explorer import EXPLORER_STYLE, explorer, explorer_data, photo_references
 
@@ -194,60 +189,6 @@ def _confidence_plots(attribute, confidence, correct):
     plots = ('reliability diagram', plot_reliability), ('precision by coverage', plot_coverage)
     return [inline_svg(f'{attribute}: {title}', plot, confidence, correct) for title, plot in plots]
 
-# %% ../../nbs/74_report.run_page.ipynb #7020e3ef
-_EXAMPLES, _EXAMPLES_WITH_MAP = 4, 2 # photos per attribute and kind
-_KINDS_WITH_MAP = [kind for kind, (_, sure) in EXAMPLE_KINDS.items() if sure]
-
-class _Maps:
-    "Draws Grad-CAM maps until `seconds` have been spent; `None` sets no limit."
-    def __init__(self, learn, seconds): self.learn, self.seconds, self.spent = learn, seconds, 0.
-
-    @property
-    def exhausted(self): return self.seconds is not None and self.spent >= self.seconds
-
-    def draw(self, path, classes):
-        """attribute -> the photo under the map of the evidence for a class, for the page.
-
-        Empty if the network has no maps, or the photo cannot be opened."""
-        started = time.perf_counter()
-        try:
-            photo = open_photo(path)
-            small = photo.copy()
-            small.thumbnail(THUMBNAIL_SIZE)
-            return {a: data_uri(overlaid(small, evidence)) for a, evidence in grad_cam(self.learn, photo, classes).items()}
-        except InputError: return {}
-        finally: self.spent += time.perf_counter() - started
-
-# %% ../../nbs/74_report.run_page.ipynb #99a81185
-def _examples(report, store):
-    "Per attribute, its photos added to `store`: `examples` by kind, the number of their `maps`, and how many were `left_out` to save time."
-    vocab, maps = report.learn.vocab, _Maps(report.learn, report.map_seconds)
-    found = {a: dict(examples={kind: [] for kind in EXAMPLE_KINDS}, maps=0, left_out=0) for a in vocab.attributes}
-    rows = extreme_examples(report.scored.probabilities, report.scored.targets, vocab, _EXAMPLES)
-    rows['rank'] = rows.groupby(['attribute', 'kind']).cumcount()
-    rows['explained'] = rows.kind.isin(_KINDS_WITH_MAP) & (rows['rank'] < _EXAMPLES_WITH_MAP)
-    photos = rows.sort_values(['explained', 'rank'], ascending=[False, True], kind='stable').groupby('photo', sort=False)
-    shown = {}
-    for photo, of_photo in tqdm(photos, desc='explaining examples', unit=' photos', leave=False):
-        shown |= _examples_of_photo(report, store, photo, of_photo, maps)
-    for i, row in rows.iterrows():
-        of_attribute = found[row.attribute]
-        of_attribute['examples'][row.kind].append(shown[i])
-        of_attribute['maps'] += shown[i]['map'] is not None
-        of_attribute['left_out'] += shown[i]['left_out']
-    return found
-
-def _examples_of_photo(report, store, photo, rows, maps):
-    "Index of each of `rows` -> the example for the page; all maps of a photo are drawn together."
-    path, explained, left_out, found = Path(report.scored.paths[photo]), rows[rows.explained], maps.exhausted, {}
-    drawn = {} if left_out or explained.empty else maps.draw(path, dict(zip(explained.attribute, explained.predicted)))
-    for i, row in rows.iterrows():
-        names = [one_line(name, 60) for name in report.learn.vocab.class_names(row.attribute)]
-        found[i] = dict(photo=store.add(path), map=drawn.get(row.attribute) if row.explained else None,
-                        left_out=left_out and row.explained, truth=names[row.truth], predicted=names[row.predicted],
-                        right=row.truth == row.predicted, confidence=row.confidence)
-    return found
-
 # %% ../../nbs/74_report.run_page.ipynb #c226c3b7
 _FINDINGS_SECTION = """{% if findings %}<h2 id="findings">The data</h2>
 <div class="scroll"><table><thead><tr><th scope="col">attribute</th><th scope="col">photos with a label</th>
@@ -319,7 +260,7 @@ def write_run_page(
     "Write `report` as a page that refers to no other file; an incomplete page is never left behind."
     scores, store = report.scored.scores, PhotoStore()
     # What is added first is sure to have room.
-    examples = _examples(report, store)
+    examples = page_examples(report.learn, report.scored, store, report.map_seconds)
     findings = report.findings and _findings_shown(report.table, report.findings, store)
     references = _stored_references(report, store)
     attributes = _attributes_shown(report, references, examples)
