@@ -83,8 +83,14 @@ from .report.columns import *
 from .report.colours import *
 from .report.plots import *
 from .report.photos import *
+from .report.class_scores import *
 from .report.tables import *
 from .report.html import *
+from .report.photo_store import *
+from .report.used_settings import *
+from .report.class_cards import *
+from .report.examples import *
+from .report.explorer import *
 from .report.run_page import *
 from .report.audit_page import *
 from .report.comparison_page import *

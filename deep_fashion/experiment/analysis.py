@@ -116,7 +116,7 @@ def _analyzed(settings, out):
     summary = audit_summary(table, findings)
     if settings.run: summary['photos_predicted'] = 0 if predictions is None else len(predictions)
     write_json(out/'summary.json', summary)
-    page = audit_page(table, findings, (out/'class_shares.png').read_bytes(), settings.csv_path)
+    page = audit_page(table, findings, settings.csv_path)
     with whole_file(out/'audit.html') as f: f.write_text(page, encoding='utf-8')
     return summary
 

@@ -30,6 +30,7 @@ from ..train.learner import AttributeLearner
 from ..evaluate.interpretation import predictions_table
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.tables import confusions_as_dict, scores_as_dict
+from ..report.used_settings import used_settings
 from ..report.run_page import RunReport, ScoredPhotos, write_run_page
 from ..predict.evidence import average_products, combine_titles
 from ..predict.tags import open_tagger
@@ -213,5 +214,6 @@ def _write_page(page, learn, table, scored, settings, notes, products):
                            photos=len(table.rows) <= MAX_PHOTOS_AUDITED, facts=products.facts)
     method = '. '.join([f"{settings.model} on the {counted(len(table.rows), 'photo')} of {settings.csv_path}", *notes])
     facts = {'Notes': dict(enumerate(notes, 1))} if notes else {}
-    facts |= {'Evaluation': settings.model_dump(mode='json', exclude={'out'}), 'Versions': versions()}
-    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts))
+    given, defaults = used_settings(settings, leave_out=('out',))
+    facts |= {'Settings given': given, 'Versions': versions()}
+    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts, defaults=defaults))

@@ -32,6 +32,7 @@ from ..evaluate.interpretation import predictions_table
 from ..evaluate.label_audit import checked_predictions
 from ..evaluate.audit import MAX_PHOTOS_AUDITED, audit_table
 from ..report.plots import plot_history, save_figure
+from ..report.used_settings import setting_text, used_settings
 from ..report.tables import confusions_as_dict, scores_as_dict, scores_from_dict
 from ..report.run_page import RunReport, ScoredPhotos, TrainingCurves, write_run_page
 from ..predict.bundle import read_description
@@ -242,21 +243,28 @@ def write_report(
     map_seconds:float=None, # Time for maps in seconds (default: as long as they take)
 ) -> None:
     "Draw `report.html`."
-    learn, plan, config = learn or load_tagger(run.path), TrainingPlan.of_run(run), run.config
+    learn, plan = learn or load_tagger(run.path), TrainingPlan.of_run(run)
     data, vocab = data or read_training_set(run.settings, plan.folds, plan.valid_pct), learn.vocab
     predictions = checked_predictions(run.predictions, vocab.attributes)
     probabilities = torch.tensor(predictions[[f'{a}={label}' for a in vocab.attributes for label in vocab.classes[a]]].to_numpy(np.float32))
     paths = [data.table.img_dir/name for name in predictions.filename]
     scored = ScoredPhotos(paths, probabilities, vocab.encode_rows(predictions), run.scores)
     findings = audit_table(data.table, data.products, predictions, run.settings.title_column, photos=len(data.rows) <= MAX_PHOTOS_AUDITED)
-    curves = TrainingCurves(run.history, run.batches, run.lr_find, config.get('found_learning_rate'))
+    curves = TrainingCurves(run.history, run.batches, run.lr_find, run.config.get('found_learning_rate'))
     with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
-    titles = run.metrics.get('title_weights')
-    use = {} if titles is None else {'Titles': {'Use': title_use_as_text(titles, vocab.attributes)}}
-    facts = {**use, 'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
+    facts, defaults = _facts(run, vocab)
     method = '; '.join(filter(None, [f'scores {plan.validation_method}', adaptation_text(run.metrics)]))
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', method, learn, scored, data.table, findings, curves, facts,
-                                                 map_seconds, with_titles))
+                                                 map_seconds, with_titles, defaults))
+
+def _facts(run, vocab):
+    "Facts for the end of the report: heading -> name -> value, and the settings that were left at their defaults."
+    config, titles = run.config, run.metrics.get('title_weights')
+    given, defaults = used_settings(run.settings)
+    chosen = {name: setting_text(value) for name, value in config['plan'].items() if value is not None and name not in given}
+    use = {} if titles is None else {'Titles': {'Use': title_use_as_text(titles, vocab.attributes)}}
+    facts = {**use, 'Settings given': given, 'Chosen by the program': chosen, 'Versions': config['versions']}
+    return facts, {name: value for name, value in defaults.items() if name not in chosen}
 
 # %% ../../nbs/87_experiment.training.ipynb #0b84a85e
 _MAP_SHARE = .1 # of the time of training

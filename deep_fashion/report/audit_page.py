@@ -6,25 +6,34 @@
 __all__ = ['audit_page']
 
 # %% ../../nbs/75_report.audit_page.ipynb #8a13c287
+import pandas as pd
+from jinja2.utils import markupsafe
 from ..core import shorten_list
+from ..text import one_line
 from ..data.labels import look_alikes
 from ..data.table import Table
 from ..evaluate.audit import Findings
-from .html import PAGE_STYLE, as_base64, page_template, rows_with_photos
+from .html import PAGE_STYLE, page_template
+from .photo_store import PhotoStore, stored_rows
+from .class_cards import CARDS_STYLE, CLASS_CARDS, label_cards, photos_per_row
+from .explorer import EXPLORER_STYLE, explorer, explorer_data
 
 # %% ../../nbs/75_report.audit_page.ipynb #407710c0
 _MAX_SHOWN = 60 # photos per section, groups of near-duplicates, dropped rows
+_MAX_ERRORS = 1000 # labels that look wrong; _FIRST_ERRORS of them at once
+_FIRST_ERRORS = 24
+_MAX_ATTRIBUTES = 40 # whose classes are shown
 _MAX_OF_CATCH_ALL = 7 # photos per catch-all class
 
 # %% ../../nbs/75_report.audit_page.ipynb #0cb37118
-_PAGE = page_template("""<!doctype html>
+_PAGE = page_template(CLASS_CARDS + """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Audit of {{ source }}</title>
 <style>{{ style }}</style></head><body>
 <h1>Audit</h1>
 <p class="quiet">{{ source }}: {{ photo_count|counted('usable photo') }}, {{ dropped|length|counted('row') }} dropped or merged.</p>
 <nav><a href="#notes">Notes on the table</a> ·
-<a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
+<a href="#shares">Classes</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
 
 <h2 id="notes">Notes on the table</h2>
@@ -38,13 +47,19 @@ Edit the file, and give it to training as <code>--labels_map</code>.</p>
 <td>{{ r.looks_like }}</td></tr>
 {% endfor %}</tbody></table></div>{% endif %}
 
-<h2 id="shares">Class shares</h2><img class="plot" alt="Number of photos per class" src="data:image/png;base64,{{ shares }}">
+<h2 id="shares">Classes</h2>
+<p>{% if shares|length < attribute_count %}The first {{ shares|length }} of {{ attribute_count }} attributes. {% endif %}
+The name of a class may suggest something other than what is in it.</p>
+{% for a in shares %}<h3>{{ a.name }}</h3>
+<p class="bar" role="img" aria-label="{{ a.title }}">{% for part in a.parts %}<span class="{{ part.kind }}" title="{{ part.title }}"
+ style="flex-grow:{{ part.n }}">{{ part.text }}</span>{% endfor %}</p>
+{{ class_cards(store, a.cards) }}{% endfor %}
 
 <h2 id="catch_all">Catch-all classes</h2>
 {% for c in catch_alls %}<p><b>{{ c.attribute }}: {{ c.name }}</b> holds {{ '%.0f' % (100*c.share) }} % of the labels,
 but the titles of its photos indicate {{ c.indicated }}.
 Training treats it as a missing label; the option <code>catch_all</code> changes this.</p>
-{{ photos(c.photos) }}
+{{ photos(store, c.photos) }}
 {% else %}<p>None found.</p>{% endfor %}
 
 <h2 id="errors">Labels that look wrong</h2>
@@ -53,19 +68,23 @@ Train first, then run the audit with the folder of the run (<code>--run runs/NAM
 {% else %}<p>{{ error_count|counted('label') }} in conflict with the predictions of a network that was not trained on the product;
 the most suspicious come first. The poorer the network, the more often it is the prediction that is wrong:
 look before you change a label.</p>
-{{ label_errors(errors) }}{% endif %}
+{{ label_errors(store, errors[:first]) }}
+{% if error_count > errors|length %}<p>The page holds {{ errors|length }} of them; <code>label_errors.csv</code> lists all.</p>{% endif %}
+{% if errors|length > first %}<details><summary>The other {{ errors|length - first }}</summary>{{ label_errors(store, errors[first:]) }}
+</details>{% endif %}{% endif %}
+{{ explorer }}
 
 <h2 id="duplicates">Near-duplicates</h2>
 <p>{{ duplicate_count|counted('group') }} of photos that are nearly the same
 {%- if leak_count %}; {{ leak_count }} of them belong to several products, so that a split by product would leak{% endif %}.</p>
 {% for g in duplicates %}<div class="group"><p class="quiet">{{ 'several products' if g.leaks else 'one product' }}
 {%- if g.conflicts %}; <span class="wrong">labels differ: {{ g.conflicts }}</span>{% endif %}</p>
-{{ photos(g.photos) }}</div>
+{{ photos(store, g.photos) }}</div>
 {% endfor %}
 
 <h2 id="unusable">Unusable photos</h2>
 <p>{{ unusable_count|counted('photo') }} with next to nothing to learn from: tiny, blank, or without an outline of a garment.</p>
-{{ photos(unusable) }}
+{{ photos(store, unusable) }}
 
 <h2 id="dropped">Dropped and merged rows</h2>
 <div class="scroll"><table><thead><tr><th scope="col">line</th><th scope="col">file</th><th scope="col">reason</th></tr></thead><tbody>
@@ -74,34 +93,69 @@ look before you change a label.</p>
 </body></html>
 """)
 
+_STYLE = markupsafe.Markup(""".bar{display:flex;max-width:none;height:1.6rem;border-radius:4px;overflow:hidden;gap:1px;font-size:.78rem}
+.bar span{flex-basis:0;min-width:2px;background:color-mix(in srgb,var(--accent) 55%,var(--fill));overflow:hidden;white-space:nowrap;
+text-overflow:clip;line-height:1.6rem;text-indent:.3rem} .bar .none{background:var(--line)}
+""")
+
 # %% ../../nbs/75_report.audit_page.ipynb #5f5b8729
-def _catch_all_shown(table, attribute, evidence):
+def _catch_all_shown(store, table, attribute, evidence):
     "A catch-all class: its share of the labels, the classes that titles of its photos indicate instead, and photos."
     indicated = shorten_list((f"{table.name(attribute, label)} ({n})" for label, n in evidence['says'].items()), 5)
     rows = table.rows[table.rows[attribute] == evidence['label']][['filename']]
     photos = rows.sample(min(_MAX_OF_CATCH_ALL, len(rows)), random_state=0)
     return dict(attribute=attribute, name=table.name(attribute, evidence['label']), share=evidence['share'], indicated=indicated,
-                photos=rows_with_photos(table, photos, _MAX_OF_CATCH_ALL))
+                photos=stored_rows(store, table, photos))
 
-def _duplicates_shown(table, duplicates):
+def _duplicates_shown(store, table, duplicates):
     groups = [rows for _, rows in duplicates.groupby('group')][:_MAX_SHOWN]
-    return [dict(leaks=rows.leaks.iloc[0], conflicts=rows.conflicts.iloc[0], photos=rows_with_photos(table, rows, _MAX_SHOWN))
+    return [dict(leaks=rows.leaks.iloc[0], conflicts=rows.conflicts.iloc[0], photos=stored_rows(store, table, rows.head(_MAX_SHOWN)))
             for rows in groups]
+
+def _shares_shown(store, table):
+    "Per attribute a bar of class shares, and photos of every class."
+    attributes, found = table.attributes[:_MAX_ATTRIBUTES], []
+    most = photos_per_row(sum(table.rows[a].nunique() + 1 for a in attributes))
+    for a in attributes:
+        counts = {one_line(table.name(a, label), 60): n for label, n in table.rows[a].value_counts().items()}
+        parts = [dict(text=name, n=int(n), kind='', title=f'{name}: {n}') for name, n in counts.items()]
+        missing = int(table.rows[a].isna().sum())
+        if missing: parts.append(dict(text='no label', n=missing, kind='none', title=f'no label: {missing}'))
+        found.append(dict(name=one_line(a, 80), parts=parts, title=shorten_list([part['title'] for part in parts], 20),
+                          cards=label_cards(store, table, a, most)))
+    return found
+
+def _explorer_of_errors(store, table, errors):
+    "The section in which the labels in question can be sorted and filtered; nothing if there are none."
+    if errors is None or errors.empty: return ''
+    classes = {a: sorted({*rows.label, *rows.predicted}) for a, rows in errors.groupby('attribute', sort=False)}
+    positions = {a: i for i, a in enumerate(classes)}
+    rows = pd.DataFrame(dict(photo=[store.add(table.img_dir/name) for name in errors.filename],
+                             attribute=[positions[a] for a in errors.attribute],
+                             truth=[classes[a].index(label) for a, label in zip(errors.attribute, errors.label)],
+                             predicted=[classes[a].index(label) for a, label in zip(errors.attribute, errors.predicted)],
+                             confidence=errors.confidence, suspicious=True))
+    names = {a: [table.name(a, label) for label in labels] for a, labels in classes.items()}
+    return explorer(explorer_data(store, names, rows), "Labels that look wrong, to be sorted and filtered.", store.left_out, True)
 
 # %% ../../nbs/75_report.audit_page.ipynb #7fdbeabe
 def audit_page(
     table:Table, # Clean rows
     findings:Findings, # Of these rows, photos included
-    shares_png:bytes, # The plot of class shares
     source, # What was audited
 ) -> str: # HTML
     "The findings as one HTML page with photos."
-    errors, unusable, duplicates = findings.errors, findings.unusable, findings.duplicates
+    errors, unusable, duplicates, store = findings.errors, findings.unusable, findings.duplicates, PhotoStore()
+    # What is added first is sure to have room.
+    values = dict(
+        shares=_shares_shown(store, table), catch_alls=[_catch_all_shown(store, table, a, e) for a, e in findings.catch_alls.items()],
+        unusable=stored_rows(store, table, unusable.head(_MAX_SHOWN)), duplicates=_duplicates_shown(store, table, duplicates),
+        errors=None if errors is None else stored_rows(store, table, errors.head(_MAX_ERRORS)))
+    store.encode()
     return _PAGE.render(
-        style=PAGE_STYLE, source=source, photo_count=len(table.rows), shares=as_base64(shares_png), most=_MAX_SHOWN,
-        dropped=table.dropped.to_dict('records'), notes=table.notes,
-        look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
-        catch_alls=[_catch_all_shown(table, a, evidence) for a, evidence in findings.catch_alls.items()],
-        errors=None if errors is None else rows_with_photos(table, errors, _MAX_SHOWN), error_count=0 if errors is None else len(errors),
-        duplicates=_duplicates_shown(table, duplicates), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
-        unusable=rows_with_photos(table, unusable, _MAX_SHOWN), unusable_count=len(unusable))
+        values, store=store, style=PAGE_STYLE + store.styles() + EXPLORER_STYLE + CARDS_STYLE + _STYLE, source=source, most=_MAX_SHOWN,
+        first=_FIRST_ERRORS, photo_count=len(table.rows), attribute_count=len(table.attributes), dropped=table.dropped.to_dict('records'),
+        notes=table.notes, look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
+        error_count=0 if errors is None else len(errors), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
+        unusable_count=len(unusable),
+        explorer=_explorer_of_errors(store, table, None if errors is None else errors.head(_MAX_ERRORS)))

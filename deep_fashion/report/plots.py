@@ -88,7 +88,7 @@ def plot_scores(
     scores:pd.DataFrame, # As `detailed_scores` returns them
 ) -> plt.Figure:
     "Macro-F1 of every attribute with its 95 % interval, and that of the majority-class baseline."
-    fig, ax = plt.subplots(figsize=(7, .42*len(scores) + .9), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5.2, .42*len(scores) + .9), layout='constrained')
     y = np.arange(len(scores))
     if 'macro_f1_low' in scores:
         ax.hlines(y, scores.macro_f1_low, scores.macro_f1_high, color=BLUE, linewidth=5, alpha=.35, clip_on=False)

@@ -6,26 +6,27 @@
 __all__ = ['ScoredPhotos', 'TrainingCurves', 'RunReport', 'write_run_page']
 
 # %% ../../nbs/74_report.run_page.ipynb #fbf70619
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from jinja2.utils import markupsafe
 
-from ..core import InputError, whole_file
-from ..data.photo import open_photo
+from ..core import whole_file
+from ..text import one_line
 from ..data.table import Table
 from ..metrics.calibration import confidences_of
 from ..metrics.scores import confusion_matrices
 from ..train.learner import AttributeLearner
-from ..evaluate.explanation import grad_cam, overlaid
-from ..evaluate.interpretation import EXAMPLE_KINDS, extreme_examples
 from ..evaluate.audit import Findings
 from .plots import plot_coverage, plot_history, plot_lr_find, plot_reliability, plot_schedule, plot_scores
 from .columns import score_text
+from .class_scores import class_scores, frequent_mistakes
 from .tables import readable_confusions, score_columns
-from .html import PAGE_STYLE, THUMBNAIL_SIZE, encoded_thumbnail, inline_svg, page_template, rows_with_photos
+from .html import PAGE_STYLE, inline_panels, inline_svg, page_template
+from .photo_store import PhotoStore, stored_rows
+from .examples import page_examples
+from .class_cards import CARDS_STYLE, CLASS_CARDS, photos_per_row, prediction_cards
+from .explorer import EXPLORER_STYLE, explorer, explorer_data, photo_references
 
 # %% ../../nbs/74_report.run_page.ipynb #620ce837
 @dataclass
@@ -58,6 +59,8 @@ class RunReport:
     config: dict = None # Heading -> name -> value
     map_seconds: float = None # Stop drawing Grad-CAM maps after this time (default: draw all)
     with_titles: pd.DataFrame = None # Scores given picture and title, as `scored` has them given the picture
+    defaults: dict = None # Settings that were left as they are, name -> value; folded
+    verdict: list = field(default_factory=list) # Sentences in plain language, first on the page
 
 # %% ../../nbs/74_report.run_page.ipynb #926b8740
 _HEAD = """<!doctype html>
@@ -65,11 +68,14 @@ _HEAD = """<!doctype html>
 <title>{{ report.title }}</title>
 <style>{{ style }}</style></head><body>
 <h1>{{ report.title }}</h1><p class="quiet">{{ report.method }}</p>
+{% if report.verdict %}<section class="verdict">{% for sentence in report.verdict %}<p class="lead">{{ sentence }}</p>
+{% endfor %}</section>{% endif %}
 <p class="lead">Mean macro-F1 <b>{{ headline }}</b>{{ context }}.</p>
 <nav><a href="#scores">Scores</a>
-{% if curves %} · <a href="#training">Training</a>{% endif %}
 {% for a in attributes %} · <a href="#attribute-{{ loop.index }}">{{ a.name }}</a>{% endfor %}
 {% if findings %} · <a href="#findings">The data</a>{% endif %}
+<span data-needs-script hidden> · <a href="#explore">All photos</a></span>
+{% if curves %} · <a href="#training">Training</a>{% endif %}
 {% if report.config %} · <a href="#config">Configuration</a>{% endif %}
 </nav>
 """
@@ -92,11 +98,11 @@ _SCORES_SECTION = """{% macro score_table(names, columns) %}
 {% endfor %}</tbody></table></div>{% endmacro %}
 <h2 id="scores">Scores</h2>
 {{ score_table(report.scored.scores.index, columns) }}
-<div class="scroll wide">{{ scores_plot }}</div>
-<dl>{% for c in columns if c.help %}<dt>{{ c.title }}</dt><dd>{{ c.help }}</dd>{% endfor %}
+{{ scores_plot }}
+<details><summary>What the columns mean</summary><dl>{% for c in columns if c.help %}<dt>{{ c.title }}</dt><dd>{{ c.help }}</dd>{% endfor %}
 {% if columns|selectattr('baseline')|list %}<dt>majority</dt>
 <dd>The score of the majority-class baseline, which predicts the most frequent class of the training photos for every photo.</dd>
-{% endif %}</dl>
+{% endif %}</dl></details>
 {% if title_columns %}<h3>With titles</h3>
 <p class="quiet">Picture and title combined, as <code>--use_titles</code> does: both learned from other products than those scored here.
 Everything else on this page is about pictures alone.</p>
@@ -105,7 +111,7 @@ Everything else on this page is about pictures alone.</p>
 
 # %% ../../nbs/74_report.run_page.ipynb #8b696075
 _TRAINING_SECTION = """{% if curves %}<h2 id="training">Training</h2>
-{% for svg in curves %}<div class="scroll wide">{{ svg }}</div>{% endfor %}{% endif %}
+<div class="pair">{% for svg in curves %}{{ svg }}{% endfor %}</div>{% endif %}
 """
 
 def _curve_plots(curves):
@@ -113,99 +119,75 @@ def _curve_plots(curves):
     found = [('Loss and scores over epochs or folds', plot_history, curves.history),
              ('Learning rate and loss over batches', plot_schedule, curves.batches),
              ('lr_find', plot_lr_find, curves.lr_find, curves.learning_rate)]
-    return [inline_svg(title, plot, *data) for title, plot, *data in found if data[0] is not None and len(data[0])]
+    return [svg for title, plot, *data in found if data[0] is not None and len(data[0]) for svg in inline_panels(title, plot, *data)]
 
 # %% ../../nbs/74_report.run_page.ipynb #88990548
-_ATTRIBUTE_SECTIONS = """{% for a in attributes %}<section><h2 id="attribute-{{ loop.index }}">{{ a.name }}</h2>
-{% if a.confusions.mistake %}{% set truth, predicted, n = a.confusions.mistake %}
-<p>The most frequent mistake: <b>{{ truth }}</b> predicted as <b>{{ predicted }}</b> ({{ n }} photos).</p>{% endif %}
-<h3>Confusions</h3>
-<p class="quiet">Rows: labels; columns: predictions. The stronger the colour, the larger the share of the row.</p>
+_ATTRIBUTE_SECTIONS = """{% macro cell(a, truth, predicted, n) %}<a href="#a{{ a.position }}-c{{ truth }}" data-n="{{ n }}"
+ data-cell="{{ a.position }} {{ truth }} {{ predicted }}">{{ n }}</a>{% endmacro %}
+{% for a in attributes %}<section><h2 id="attribute-{{ loop.index }}">{{ a.name }}</h2>
+{% if a.mistakes %}<p>The most frequent mistake: <b>{{ a.mistakes[0].text }}</b> ({{ a.mistakes[0].n|counted('photo') }}).</p>{% endif %}
+<div class="side"><div><h3>Classes</h3><div class="scroll tall"><table class="numbers"><thead><tr><th scope="col">class</th>
+<th scope="col">photos</th><th scope="col">recall</th><th scope="col">predicted</th><th scope="col">precision</th>
+<th scope="col">F1</th></tr></thead><tbody>
+{% for c in a.classes %}<tr><th scope="row" title="{{ c.name }}">{{ c.name }}</th>
+{%- for text in c.cells %}<td>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div></div>
+<div><h3>Confusions</h3>{% if a.confusions %}
+<p class="quiet">Rows: labels; columns: predictions. The stronger the colour, the larger the share of the row.
+<span data-needs-script hidden>A number shows its photos.</span></p>
 <div class="scroll"><table class="confusion"><thead><tr><td></td>
 {% for row in a.confusions.rows %}<th scope="col">{{ row.name }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in a.confusions.rows %}<tr><th scope="row">{{ row.name }}</th>
-{% for c in row.cells %}<td style="--share:{{ c.share }}"{% if c.right %} class="right"{% endif %}>{{ c.n or '' }}</td>{% endfor %}</tr>
+{% for row in a.confusions.rows %}{% set truth = loop.index0 %}<tr><th scope="row">{{ row.name }}</th>
+{% for c in row.cells %}<td{% if c.n %} style="--share:{{ c.share }}"{% endif %}{% if c.right %} class="right"{% endif %}>
+{%- if c.n %}{{ cell(a, truth, loop.index0, c.n) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-<h3>Can its confidence be trusted?</h3><div class="pair">{% for svg in a.plots %}{{ svg }}{% endfor %}</div>
+{% else %}<ol class="confusion">{% for m in a.mistakes %}<li>{{ m.text }}: {{ cell(a, m.truth, m.predicted, m.n) }}</li>
+{% endfor %}</ol>{% endif %}</div>
+<div class="trust"><h3>Can its confidence be trusted?</h3><div class="pair">{% for svg in a.plots %}{{ svg }}{% endfor %}</div></div></div>
+<h3>Photos by class</h3>{{ class_cards(store, a.cards) }}
 <h3>Examples</h3>
 {% if a.maps %}<p class="quiet">Grad-CAM maps show where the evidence for the predicted class lies; yellow is the strongest.</p>{% endif %}
 {% if a.left_out %}<p class="quiet">{{ a.left_out }} map{{ 's were' if a.left_out > 1 else ' was' }} left out to save time.</p>{% endif %}
-{% for kind, examples in a.examples.items() if examples %}<div><h3>{{ kind }}</h3><div class="photos">
-{% for e in examples %}<figure class="example{{ ' explained' if e.map }}"><div class="two">
-<img alt="{{ e.name }}" src="data:image/jpeg;base64,{{ e.image }}">
-{% if e.map %}<img alt="evidence for {{ a.name }}" src="data:image/jpeg;base64,{{ e.map }}">{% endif %}</div>
+<div class="kinds">{% for kind, examples in a.examples.items() if examples %}<div><h4>{{ kind }}</h4><div class="photos">
+{% for e in examples %}<figure class="example{{ ' explained' if e.map }}"><div class="two">{{ thumb(store, e.photo, 'big') }}
+{% if e.map %}<button type="button" class="zoom"><img alt="evidence for {{ a.name }}" src="{{ e.map }}"></button>{% endif %}</div>
 <figcaption>{{ e.predicted }} ({{ '%.0f' % (100*e.confidence) }}&nbsp;%)
-{%- if not e.right %}, <span class="wrong">label: {{ e.truth }}</span>{% endif %}
-<br><span class="quiet">{{ e.name }}</span></figcaption></figure>
-{% endfor %}</div></div>{% endfor %}</section>
+{%- if not e.right %}, <span class="wrong">label: {{ e.truth }}</span>{% endif %}</figcaption></figure>
+{% endfor %}</div></div>{% endfor %}</div></section>
 {% endfor %}
 """
+_PAGE_STYLE = markupsafe.Markup(""".kinds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,33rem),1fr));gap:1rem 1.6rem}
+.side p{max-width:24rem}
+.verdict{border-left:4px solid var(--accent);padding-left:1rem;margin:1rem 0} .verdict p{margin:.3rem 0}
+ol.confusion a{display:inline;color:var(--accent)}
+""")
 
 # %% ../../nbs/74_report.run_page.ipynb #9c927390
-def _attributes_shown(report):
-    "Per attribute with labels, the values of its section."
-    scored, vocab = report.scored, report.learn.vocab
+_MAX_MATRIX = 30 # classes whose confusion matrix can be read
+
+def _attributes_shown(report, references, examples):
+    "Per attribute with labels, the values of its section. `references` have numbers of the store as photos."
+    scored, vocab, found = report.scored, report.learn.vocab, []
     confusions, confidences = (f(scored.probabilities, scored.targets, vocab) for f in (confusion_matrices, confidences_of))
-    examples = _examples(report)
-    return [dict(name=a, confusions=readable_confusions(vocab.class_names(a), confusions[a]),
-                 plots=_confidence_plots(a, *confidences[a]), **examples[a])
-            for a in vocab.attributes if len(confidences[a][0])]
+    most = photos_per_row(sum(vocab.sizes))
+    for position, a in enumerate(vocab.attributes):
+        if not len(confidences[a][0]): continue
+        names, counts, scores = vocab.class_names(a), confusions[a], class_scores(confusions[a])
+        cards = prediction_cards(names, scores, references[references.attribute == position], most, position)
+        found.append(dict(name=one_line(a, 80), position=position, classes=_class_rows(names, scores), cards=cards,
+                          mistakes=frequent_mistakes(counts, names), plots=_confidence_plots(a, *confidences[a]),
+                          confusions=readable_confusions(names, counts) if len(names) <= _MAX_MATRIX else None, **examples[a]))
+    return found
+
+def _class_rows(names, scores):
+    def percent(value): return '–' if pd.isna(value) else f'{100*value:.0f} %'
+    return [dict(name=one_line(name, 60), cells=[str(row.photos), percent(row.recall), str(row.tagged), percent(row.precision),
+                                                 '–' if pd.isna(row.f1) else f'{row.f1:.2f}'])
+            for name, row in zip(names, scores.itertuples())]
 
 def _confidence_plots(attribute, confidence, correct):
     plots = ('reliability diagram', plot_reliability), ('precision by coverage', plot_coverage)
     return [inline_svg(f'{attribute}: {title}', plot, confidence, correct) for title, plot in plots]
-
-# %% ../../nbs/74_report.run_page.ipynb #7020e3ef
-_EXAMPLES, _EXAMPLES_WITH_MAP = 4, 2 # photos per attribute and kind
-_KINDS_WITH_MAP = [kind for kind, (_, sure) in EXAMPLE_KINDS.items() if sure]
-
-class _Maps:
-    "Draws Grad-CAM maps until `seconds` have been spent; `None` sets no limit."
-    def __init__(self, learn, seconds): self.learn, self.seconds, self.spent = learn, seconds, 0.
-
-    @property
-    def exhausted(self): return self.seconds is not None and self.spent >= self.seconds
-
-    def draw(self, photo, classes):
-        "attribute -> the photo under the map of the evidence for a class, for the page; empty if the network has no maps."
-        started = time.perf_counter()
-        small = photo.copy()
-        small.thumbnail(THUMBNAIL_SIZE)
-        try: return {a: encoded_thumbnail(overlaid(small, evidence)) for a, evidence in grad_cam(self.learn, photo, classes).items()}
-        except InputError: return {}
-        finally: self.spent += time.perf_counter() - started
-
-# %% ../../nbs/74_report.run_page.ipynb #99a81185
-def _examples(report):
-    "Per attribute: `examples` by kind, the number of their `maps`, and how many were `left_out` to save time."
-    vocab, maps = report.learn.vocab, _Maps(report.learn, report.map_seconds)
-    found = {a: dict(examples={kind: [] for kind in EXAMPLE_KINDS}, maps=0, left_out=0) for a in vocab.attributes}
-    rows = extreme_examples(report.scored.probabilities, report.scored.targets, vocab, _EXAMPLES)
-    rows['rank'] = rows.groupby(['attribute', 'kind']).cumcount()
-    rows['explained'] = rows.kind.isin(_KINDS_WITH_MAP) & (rows['rank'] < _EXAMPLES_WITH_MAP)
-    photos = rows.sort_values(['explained', 'rank'], ascending=[False, True], kind='stable').groupby('photo', sort=False)
-    shown = {}
-    for photo, of_photo in tqdm(photos, desc='explaining examples', unit=' photos', leave=False):
-        shown |= _examples_of_photo(report, photo, of_photo, maps)
-    for i, row in rows.iterrows():
-        of_attribute = found[row.attribute]
-        of_attribute['examples'][row.kind].append(shown[i])
-        of_attribute['maps'] += shown[i]['map'] is not None
-        of_attribute['left_out'] += shown[i]['left_out']
-    return found
-
-def _examples_of_photo(report, photo, rows, maps):
-    "Index of each of `rows` -> the example for the page; the photo is opened once, and its maps are drawn together."
-    path, explained, left_out = Path(report.scored.paths[photo]), rows[rows.explained], maps.exhausted
-    opened = open_photo(path)
-    drawn = {} if left_out or explained.empty else maps.draw(opened, dict(zip(explained.attribute, explained.predicted)))
-    image, found = encoded_thumbnail(opened), {}
-    for i, row in rows.iterrows():
-        names = report.learn.vocab.class_names(row.attribute)
-        found[i] = dict(name=path.name, image=image, map=drawn.get(row.attribute) if row.explained else None,
-                        left_out=left_out and row.explained, truth=names[row.truth], predicted=names[row.predicted],
-                        right=row.truth == row.predicted, confidence=row.confidence)
-    return found
 
 # %% ../../nbs/74_report.run_page.ipynb #c226c3b7
 _FINDINGS_SECTION = """{% if findings %}<h2 id="findings">The data</h2>
@@ -229,22 +211,26 @@ _FINDINGS_SECTION = """{% if findings %}<h2 id="findings">The data</h2>
 <code>deep_fashion analyze</code> does.</li>
 {% endif %}</ul>
 {% if findings.errors is not none %}<h3>Labels that look wrong</h3>
-<p>{{ findings.error_count|counted('label') }} in conflict with the predictions; the most suspicious come first.
+<p>{{ findings.error_count|counted('label') }} in conflict with the predictions; the most suspicious come first
+{%- if findings.error_count > findings.errors|length %}, {{ findings.errors|length }} are shown{% endif %}.
 The poorer the tagger, the more often it is the prediction that is wrong.</p>
-{{ label_errors(findings.errors) }}{% endif %}{% endif %}
+{{ label_errors(store, findings.errors[:12]) }}
+{% if findings.errors|length > 12 %}<p data-needs-script hidden><a href="#explore" data-suspicious>Sort and filter all of them</a></p>
+<details><summary>All {{ findings.errors|length }}</summary>{{ label_errors(store, findings.errors[12:]) }}</details>{% endif %}
+{% endif %}{% endif %}
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #8d1eda91
-_MAX_ERRORS = 12 # photos shown
+_MAX_ERRORS = 1000 # labels shown
 
-def _findings_shown(table, findings):
+def _findings_shown(table, findings, store):
     "The values of the section about the data."
     errors, found = findings.errors, {a: evidence['label'] for a, evidence in findings.catch_alls.items()}
     shown = dict(gaps=[(a, int(table.rows[a].notna().sum()), float(table.rows[a].isna().mean())) for a in table.attributes],
                  catch_alls={a: table.name(a, label) for a, label in {**found, **table.catch_all}.items()}, masked=table.catch_all,
                  notes=table.notes,
                  dropped=_counts(table.dropped.reason.str.split(':').str[0]), photos_audited=findings.duplicates is not None,
-                 errors=None if errors is None else rows_with_photos(table, errors, _MAX_ERRORS),
+                 errors=None if errors is None else stored_rows(store, table, errors.head(_MAX_ERRORS)),
                  error_count=0 if errors is None else len(errors))
     if findings.duplicates is not None:
         shown |= dict(duplicates=findings.duplicates.group.nunique(), leaking=findings.leaking, unusable=_counts(findings.unusable.reason))
@@ -253,27 +239,51 @@ def _findings_shown(table, findings):
 def _counts(reasons): return ', '.join(f'{reason} {n}' for reason, n in reasons.value_counts().items()) or 'none'
 
 # %% ../../nbs/74_report.run_page.ipynb #bf7d1ce4
-_CONFIG_SECTION = """{% if report.config %}<h2 id="config">Configuration</h2>
-{% for part, values in report.config.items() %}<h3>{{ part }}</h3>
-<dl>{% for name, value in values.items() %}<dt>{{ name }}</dt><dd>{{ '–' if value is none else value }}</dd>{% endfor %}</dl>
-{% endfor %}{% endif %}
-</body></html>
+_CONFIG_SECTION = """{% macro list(values) %}<dl>{% for name, value in values.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}
+</dl>{% endmacro %}
+{% if report.config or report.defaults %}<h2 id="config">Configuration</h2><div class="side">
+{% for part, values in report.config.items() if values %}<div><h3>{{ part }}</h3>{{ list(values) }}</div>
+{% endfor %}</div>
+{% if report.defaults %}<details><summary>{{ report.defaults|length|counted('setting') }} with the default value</summary>
+{{ list(report.defaults) }}</details>{% endif %}{% endif %}
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #1d927a09
-_PAGE = page_template(_HEAD + _SCORES_SECTION + _TRAINING_SECTION + _ATTRIBUTE_SECTIONS + _FINDINGS_SECTION + _CONFIG_SECTION)
+_PAGE = page_template(CLASS_CARDS + _HEAD + _SCORES_SECTION + _ATTRIBUTE_SECTIONS + _FINDINGS_SECTION + '{{ explorer }}'
+                      + _TRAINING_SECTION + _CONFIG_SECTION + '</body></html>\n')
+_INTRO = "Every photo that was scored, with its label and prediction of each attribute."
 
 def write_run_page(
     path, # The HTML file
     report:RunReport, # What it shows
 ) -> None:
     "Write `report` as a page that refers to no other file; an incomplete page is never left behind."
-    scores, findings = report.scored.scores, report.findings
+    scores, store = report.scored.scores, PhotoStore()
+    # What is added first is sure to have room.
+    examples = page_examples(report.learn, report.scored, store, report.map_seconds)
+    findings = report.findings and _findings_shown(report.table, report.findings, store)
+    references = _stored_references(report, store)
+    attributes = _attributes_shown(report, references, examples)
+    store.encode()
     page = _PAGE.render(
-        report=report, style=PAGE_STYLE, columns=score_columns(scores),
-        title_columns=[] if report.with_titles is None else score_columns(report.with_titles),
+        report=report, store=store, style=PAGE_STYLE + store.styles() + EXPLORER_STYLE + CARDS_STYLE + _PAGE_STYLE,
+        columns=score_columns(scores), title_columns=[] if report.with_titles is None else score_columns(report.with_titles),
         headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
         scores_plot=inline_svg('Macro-F1 per attribute beside the baseline', plot_scores, scores),
-        curves=_curve_plots(report.curves) if report.curves else [], attributes=_attributes_shown(report),
-        findings=findings and _findings_shown(report.table, findings))
+        curves=_curve_plots(report.curves) if report.curves else [], attributes=attributes, findings=findings,
+        explorer=explorer(_explorer_data(report, store, references), _INTRO, store.left_out))
     with whole_file(path) as f: f.write_text(page, encoding='utf-8')
+
+def _stored_references(report, store):
+    "Labels and predictions of all photos, with the numbers of the photos in the store, and whether the label looks wrong."
+    scored, found = report.scored, report.findings
+    references = photo_references(scored.probabilities, scored.targets, report.learn.vocab)
+    references['photo'] = [store.add(scored.paths[i]) for i in references.photo]
+    if found is None or found.errors is None: return references
+    position = {a: i for i, a in enumerate(report.learn.vocab.attributes)}
+    suspects = {(store.add(report.table.img_dir/name), position.get(a)) for name, a in zip(found.errors.filename, found.errors.attribute)}
+    return references.assign(suspicious=[pair in suspects for pair in zip(references.photo, references.attribute)])
+
+def _explorer_data(report, store, references):
+    vocab = report.learn.vocab
+    return explorer_data(store, {a: vocab.class_names(a) for a in vocab.attributes}, references)
