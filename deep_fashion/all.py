@@ -56,6 +56,7 @@ from .model.openvino_file import *
 from .model.openvino_body import *
 from .metrics.bootstrap import *
 from .metrics.calibration import *
+from .metrics.proportion import *
 from .metrics.selective import *
 from .metrics.scores import *
 from .metrics.paired import *
@@ -81,6 +82,7 @@ from .evaluate.audit import *
 from .evaluate.fastai_interpretation import *
 from .report.columns import *
 from .report.colours import *
+from .report.verdict import *
 from .report.plots import *
 from .report.photos import *
 from .report.tables import *

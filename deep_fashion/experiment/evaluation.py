@@ -183,6 +183,7 @@ def evaluate(
     for note in notes: warnings.warn(note, stacklevel=3)
     probabilities, targets = predict_table(learn, table, settings), learn.vocab.encode_rows(table.rows)
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
+    scores.attrs['caution'] = '. '.join(_notes_on_seen(seen, products))
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
         found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown),
@@ -214,4 +215,5 @@ def _write_page(page, learn, table, scored, settings, notes, products):
     method = '. '.join([f"{settings.model} on the {counted(len(table.rows), 'photo')} of {settings.csv_path}", *notes])
     facts = {'Notes': dict(enumerate(notes, 1))} if notes else {}
     facts |= {'Evaluation': settings.model_dump(mode='json', exclude={'out'}), 'Versions': versions()}
-    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts))
+    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts,
+                                   caution=scored.scores.attrs.get('caution', '')))

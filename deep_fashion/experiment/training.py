@@ -256,7 +256,7 @@ def write_report(
     facts = {**use, 'Settings': config['settings'], 'Resolved to': config['plan'], 'Versions': config['versions']}
     method = '; '.join(filter(None, [f'scores {plan.validation_method}', adaptation_text(run.metrics)]))
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', method, learn, scored, data.table, findings, curves, facts,
-                                                 map_seconds, with_titles))
+                                                 map_seconds, with_titles, tuple(titles or ())))
 
 # %% ../../nbs/87_experiment.training.ipynb #0b84a85e
 _MAP_SHARE = .1 # of the time of training

@@ -9,6 +9,7 @@ __all__ = ['ScoredPhotos', 'TrainingCurves', 'RunReport', 'write_run_page']
 import time
 from dataclasses import dataclass
 from pathlib import Path
+import markupsafe
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -24,6 +25,7 @@ from ..evaluate.interpretation import EXAMPLE_KINDS, extreme_examples
 from ..evaluate.audit import Findings
 from .plots import plot_coverage, plot_history, plot_lr_find, plot_reliability, plot_schedule, plot_scores
 from .columns import score_text
+from .verdict import verdicts
 from .tables import readable_confusions, score_columns
 from .html import PAGE_STYLE, THUMBNAIL_SIZE, encoded_thumbnail, inline_svg, page_template, rows_with_photos
 
@@ -58,6 +60,8 @@ class RunReport:
     config: dict = None # Heading -> name -> value
     map_seconds: float = None # Stop drawing Grad-CAM maps after this time (default: draw all)
     with_titles: pd.DataFrame = None # Scores given picture and title, as `scored` has them given the picture
+    title_attributes: tuple = () # The attributes for which titles are used
+    caution: str = '' # What is to be known before the verdict is believed
 
 # %% ../../nbs/74_report.run_page.ipynb #926b8740
 _HEAD = """<!doctype html>
@@ -65,6 +69,7 @@ _HEAD = """<!doctype html>
 <title>{{ report.title }}</title>
 <style>{{ style }}</style></head><body>
 <h1>{{ report.title }}</h1><p class="quiet">{{ report.method }}</p>
+{{ verdict }}
 <p class="lead">Mean macro-F1 <b>{{ headline }}</b>{{ context }}.</p>
 <nav><a href="#scores">Scores</a>
 {% if curves %} · <a href="#training">Training</a>{% endif %}
@@ -75,6 +80,15 @@ _HEAD = """<!doctype html>
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #a1717ef5
+_VERDICT = page_template("""{% if caution %}<p class="wrong">{{ caution }}</p>{% endif %}
+<ul class="verdict">{% for v in verdicts %}<li class="{{ v.kind }}">{{ v.text }}</li>
+{% endfor %}</ul>""")
+
+def _verdict(report):
+    "What the scores mean, for the top of the page."
+    found = verdicts(report.scored.scores, report.with_titles, report.title_attributes)
+    return markupsafe.Markup(_VERDICT.render(verdicts=found, caution=report.caution))
+
 def _context(scores):
     "What the mean macro-F1 is to be compared with, in brackets; empty where nothing was computed."
     mean, found = scores.loc['mean'], []
@@ -272,7 +286,7 @@ def write_run_page(
     page = _PAGE.render(
         report=report, style=PAGE_STYLE, columns=score_columns(scores),
         title_columns=[] if report.with_titles is None else score_columns(report.with_titles),
-        headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
+        verdict=_verdict(report), headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
         scores_plot=inline_svg('Macro-F1 per attribute beside the baseline', plot_scores, scores),
         curves=_curve_plots(report.curves) if report.curves else [], attributes=_attributes_shown(report),
         findings=findings and _findings_shown(report.table, findings))
