@@ -128,9 +128,10 @@ def print_tags(
     "How much was tagged, and what is left to a person."
     tagged, unreadable, thresholds, skipped = found
     cells, filled = tagged*len(thresholds), int(thresholds.tagged.sum())
+    unread = f"{counted(unreadable, 'photo')} could not be read" if unreadable else "all photos could be read"
     left = f", {cells - filled} left for review" if settings.min_precision is not None else ""
     print(f"{counted(tagged, 'photo')} tagged: {settings.out_csv}")
-    print(f"{filled} of {counted(cells, 'cell')} filled in{left}; {unreadable or 'none'} of the photos could not be read")
+    print(f"{filled} of {counted(cells, 'cell')} filled in{left}; {unread}")
     if settings.min_precision is not None:
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_coverage(row, tagged, settings.min_precision)}")
         print(f"to review: {settings.out_csv.with_suffix('.review.csv')}")

@@ -67,7 +67,7 @@ def scores_legend(
     titles = [f'{score.short}: {meaning(score)}' for score in SCORES if score.name in scores and score.short]
     intervals = ["95 %: interval over products"] if any(f'{score.name}_high' in scores for score in SCORES) else []
     baselines = ["base: always the most frequent class"] if any(score.baseline_name in scores for score in SCORES) else []
-    return fill('; '.join([*titles, *intervals, *baselines]), _WIDTH)
+    return fill('; '.join([*titles, *intervals, *baselines]).replace(' %', '\0%'), _WIDTH).replace('\0', ' ')
 
 # %% ../../nbs/72_report.tables.ipynb #65acb1bd
 def scores_as_dict(

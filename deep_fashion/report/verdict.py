@@ -56,7 +56,7 @@ def _automatic(row):
     "How much can be tagged without a person; empty where that was not measured."
     coverage = _number(row, 'coverage_at_95_low')
     if coverage is None: return ""
-    return f"{_of_100(coverage)} % can be tagged automatically at 95 % precision" if coverage else "none can be tagged automatically"
+    return f"{_of_100(coverage)} % can be tagged automatically at 95 % precision" if coverage else "none can be tagged automatically at 95 % precision"
 
 def _sentence(row, kind):
     "The verdict on an attribute, without its name."
@@ -129,4 +129,6 @@ def verdict_text(
     counts = [text.format(n=n, s='s' if n == 1 else '') for kind, text in _KINDS.items() if (n := kinds.count(kind))]
     summary = [f"{counted(len(found), 'attribute')}: {', '.join(counts)}."] if len(found) > _MANY else []
     lines = [*summary, *(verdict.text for verdict in found)]
-    return '\n'.join(fill(line, _WIDTH, subsequent_indent='  ', break_on_hyphens=False) for line in lines)
+    # A number and its percent sign stay on one line.
+    lines = [fill(line.replace(' %', '\0%'), _WIDTH, subsequent_indent='  ', break_on_hyphens=False) for line in lines]
+    return '\n'.join(lines).replace('\0', ' ')
