@@ -34,6 +34,7 @@ from .data.table import *
 from .data.title_classifier import *
 from .data.titles import *
 from .data.catch_all import *
+from .data.code_names import *
 from .data.near_duplicates import *
 from .data.products import *
 from .data.split import *
@@ -102,6 +103,7 @@ from .predict.title_use import *
 from .predict.card import *
 from .predict.journal import *
 from .predict.saving import *
+from .predict.class_names import *
 from .predict.tagger import *
 from .predict.graph import *
 from .predict.pixels import *

@@ -61,6 +61,8 @@ def _print_proposals(summary, settings):
         print(f"labels that look wrong: {summary['label_errors']}, among {predicted} that the run predicted")
 
 # %% ../nbs/97_cli_results.ipynb #1c37f8ae
+_CERTAIN = "(auto is an estimate; the sentences above count what is certain, as tag --min_precision does)"
+
 def _use_of_titles(metrics):
     "Scores given picture and title, and the attributes for which titles are used."
     from deep_fashion.report.tables import scores_from_dict
@@ -79,7 +81,7 @@ def print_run(
     found = verdicts(scores, with_titles, title_attributes)
     print(f"\n{verdict_text(found)}\n")
     _print_method(run, metrics)
-    print(f"{scores_as_text(scores)}\n\n{scores_legend(scores)}")
+    print(f"{scores_as_text(scores)}\n\n{scores_legend(scores)}\n{_CERTAIN}")
     _print_details(metrics, with_titles)
     look = f"look at {run.file('report')}; " if run.file('report').exists() else ""
     print(f"\n{look}written to {run.path}: {', '.join(sorted(path.name for path in run.path.iterdir()))}", *lines, sep='\n')
@@ -116,7 +118,7 @@ def print_evaluation(
     from deep_fashion.report.verdict import verdict_text, verdicts
     found, caution = verdicts(scores), scores.attrs.get('caution')
     if caution: print(f"No verdict on new photos: {caution}.")
-    print(f"{verdict_text(found)}\n\n{scores_as_text(scores)}\n\n{scores_legend(scores)}")
+    print(f"{verdict_text(found)}\n\n{scores_as_text(scores)}\n\n{scores_legend(scores)}\n{_CERTAIN}")
     print(f"look at {settings.out.with_suffix('.html')}", file=sys.stderr)
     print_next(after_scores([o.kind for o in found], settings.model, settings, settings.use_titles))
 

@@ -68,7 +68,7 @@ def read_labelled(
         hint = match_label(a, [column for column in table.rows if column not in vocab.attributes])
         also = f"; there is a column {hint!r}, rename it" if hint else ""
         warnings.warn(f"{settings.csv_path}: has no label of {a}, so that is not scored{also}", stacklevel=3)
-    return replace(table, rows=table.rows.assign(**dict.fromkeys(unscored)))
+    return replace(table, rows=table.rows.assign(**dict.fromkeys(unscored)), names=vocab.names)
 
 def _labels_of_file(settings, csv_format, vocab):
     """The attributes with a label in the file, and the map of its labels to the classes of the tagger.
@@ -173,7 +173,7 @@ def evaluate(
     out = settings.out and new_file(settings.out)
     page = out and new_file(out.with_suffix('.html'))
     if out and page == out: raise InputError(f"out {out}: the report is written under this name; name a JSON file")
-    learn = open_tagger(settings.model, settings.trust)
+    learn = open_tagger(settings.model, settings.trust, settings.names)
     if settings.use_titles: check_titles(learn, settings.model, settings.title_column)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
     recognised = find_products(table, settings.group_column, settings.group_pattern)

@@ -6,7 +6,7 @@
 __all__ = ['audit_page']
 
 # %% ../../nbs/75_report.audit_page.ipynb #8a13c287
-from ..core import shorten_list
+from ..core import counted, shorten_list
 from ..data.labels import look_alikes
 from ..data.table import Table
 from ..evaluate.audit import Findings
@@ -15,6 +15,7 @@ from .html import PAGE_STYLE, as_base64, page_template, rows_with_photos
 # %% ../../nbs/75_report.audit_page.ipynb #407710c0
 _MAX_SHOWN = 60 # photos per section, groups of near-duplicates, dropped rows
 _MAX_OF_CATCH_ALL = 7 # photos per catch-all class
+_MAX_OF_CODE = 6 # photos per code without a name
 
 # %% ../../nbs/75_report.audit_page.ipynb #0cb37118
 _PAGE = page_template("""<!doctype html>
@@ -24,7 +25,9 @@ _PAGE = page_template("""<!doctype html>
 <h1>Audit</h1>
 <p class="quiet">{{ source }}: {{ photo_count|counted('usable photo') }}, {{ dropped|length|counted('row') }} dropped or merged.</p>
 <nav><a href="#notes">Notes on the table</a> ·
-<a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
+<a href="#shares">Class shares</a> · <a href="#catch_all">Catch-all classes</a> ·
+{% if codes %}<a href="#codes">Names for codes</a> ·{% endif %}
+<a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
 
 <h2 id="notes">Notes on the table</h2>
@@ -46,6 +49,14 @@ but the titles of its photos indicate {{ c.indicated }}.
 Training treats it as a missing label; the option <code>catch_all</code> changes this.</p>
 {{ photos(c.photos) }}
 {% else %}<p>None found.</p>{% endfor %}
+
+{% if codes %}<h2 id="codes">Names for codes</h2>
+<p>Labels of {{ codes|counted('code') }} have no name. Names are proposed from the words in the titles of their products, and are in
+<code>names.json</code> as far as there are any; check them against the photos, correct the file, and give it to other commands as
+<code>--names</code>. Codes that are not sure stay codes.</p>
+{% for c in codes %}<h3>{{ c.attribute }} {{ c.label }}
+{%- if c.name %}: {{ c.name }}{% elif c.is_catch_all %}: a catch-all class, without a name{% else %}: stays a code{% endif %}</h3>
+{% if c.evidence %}<p class="quiet">{{ c.evidence }}</p>{% endif %}{{ photos(c.photos) }}{% endfor %}{% endif %}
 
 <h2 id="errors">Labels that look wrong</h2>
 {% if errors is none %}<p>Not searched for: this takes predictions of a trained network for photos that it was not trained on.
@@ -83,6 +94,15 @@ def _catch_all_shown(table, attribute, evidence):
     return dict(attribute=attribute, name=table.name(attribute, evidence['label']), share=evidence['share'], indicated=indicated,
                 photos=rows_with_photos(table, photos, _MAX_OF_CATCH_ALL))
 
+def _code_shown(table, proposal):
+    "A code, the evidence for its name, and photos of it, whatever their title."
+    o, rows = proposal, table.rows[table.rows[proposal.attribute] == proposal.label][['filename']]
+    photos = rows.sample(min(_MAX_OF_CODE, len(rows)), random_state=0)
+    evidence = o.phrase and (f"“{o.phrase}” is in the titles of {o.with_phrase} of {counted(o.products, 'product')} of this code; "
+                             f"{o.with_phrase} of all {counted(o.all_with_phrase, 'product')} with it have this code.")
+    return dict(attribute=o.attribute, label=o.label, name=o.name, is_catch_all=o.kind == 'catch-all', evidence=evidence,
+                photos=rows_with_photos(table, photos, _MAX_OF_CODE))
+
 def _duplicates_shown(table, duplicates):
     groups = [rows for _, rows in duplicates.groupby('group')][:_MAX_SHOWN]
     return [dict(leaks=rows.leaks.iloc[0], conflicts=rows.conflicts.iloc[0], photos=rows_with_photos(table, rows, _MAX_SHOWN))
@@ -94,6 +114,7 @@ def audit_page(
     findings:Findings, # Of these rows, photos included
     shares_png:bytes, # The plot of class shares
     source, # What was audited
+    proposals=(), # As `propose_names` returns them
 ) -> str: # HTML
     "The findings as one HTML page with photos."
     errors, unusable, duplicates = findings.errors, findings.unusable, findings.duplicates
@@ -102,6 +123,7 @@ def audit_page(
         dropped=table.dropped.to_dict('records'), notes=table.notes,
         look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
         catch_alls=[_catch_all_shown(table, a, evidence) for a, evidence in findings.catch_alls.items()],
+        codes=[_code_shown(table, o) for o in proposals[:_MAX_SHOWN]],
         errors=None if errors is None else rows_with_photos(table, errors, _MAX_SHOWN), error_count=0 if errors is None else len(errors),
         duplicates=_duplicates_shown(table, duplicates), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
         unusable=rows_with_photos(table, unusable, _MAX_SHOWN), unusable_count=len(unusable))

@@ -56,7 +56,7 @@ def _automatic(row):
     "How much can be tagged without a person; empty where that was not measured."
     coverage = _number(row, 'coverage_at_95_low')
     if coverage is None: return ""
-    return f"{_of_100(coverage)} % can be tagged automatically at 95 % precision" if coverage else "none can be tagged automatically at 95 % precision"
+    return f"{f'{_of_100(coverage)} %' if coverage else 'none'} can be tagged automatically at 95 % precision"
 
 def _sentence(row, kind):
     "The verdict on an attribute, without its name."
