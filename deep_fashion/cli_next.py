@@ -74,7 +74,7 @@ def after_scores(
     use_titles:bool=False, # Whether titles are of use
 ) -> str:
     "Tag where an attribute is better than guessing, else look at the labels."
-    if not {'good', 'review'} & {*kinds}:
+    if not {'good', 'review', 'seen'} & {*kinds}:
         run = model if Run(model).file('predictions').is_file() else None
         return command_text('analyze', csv_path=settings.csv_path, img_dir=settings.img_dir, out=free_path('analysis'), run=run,
                             **_reading(settings))

@@ -117,7 +117,7 @@ def print_evaluation(
     from deep_fashion.report.tables import scores_as_text, scores_legend
     from deep_fashion.report.verdict import verdict_text, verdicts
     found, caution = verdicts(scores), scores.attrs.get('caution')
-    if caution: print(f"No verdict on new photos: {caution}.")
+    if caution: print(f"{caution}.\n")
     print(f"{verdict_text(found)}\n\n{scores_as_text(scores)}\n\n{scores_legend(scores)}\n{_CERTAIN}")
     print(f"look at {settings.out.with_suffix('.html')}", file=sys.stderr)
     print_next(after_scores([o.kind for o in found], settings.model, settings, settings.use_titles))

@@ -80,7 +80,7 @@ def test_tables_of_scores_are_narrow_and_their_titles_unique(scored, tmp_path):
     write_run_page(tmp_path / "page.html", RunReport("Title", "Method", learn, photos, map_seconds=0))
     head = re.search(r'<table class="scores"><thead>(.*?)</thead>', (tmp_path / "page.html").read_text(), re.S)[1]
     titles = re.findall(r"<th[^>]*>(.*?)</th>", head)
-    assert len(titles) == len(set(titles)) == 11 and {"majority accuracy", "majority macro-F1"} < set(titles)
+    assert len(titles) == len(set(titles)) == 10 and {"majority accuracy", "majority macro-F1"} < set(titles)
 
 
 def test_maps_are_drawn_within_a_budget(scored, tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def evaluate(
     for note in notes: warnings.warn(note, stacklevel=3)
     probabilities, targets = predict_table(learn, table, settings), learn.vocab.encode_rows(table.rows)
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
-    scores.attrs['caution'] = '. '.join(_notes_on_seen(seen, products))
+    scores.attrs.update(caution='. '.join(_notes_on_seen(seen, products)), seen=seen['photos'] if seen else 0)
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
         found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown),

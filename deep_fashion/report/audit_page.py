@@ -51,7 +51,7 @@ Training treats it as a missing label; the option <code>catch_all</code> changes
 {% else %}<p>None found.</p>{% endfor %}
 
 {% if codes %}<h2 id="codes">Names for codes</h2>
-<p>Labels of {{ codes|counted('code') }} have no name. Names are proposed from the words in the titles of their products, and are in
+<p>{{ code_count|counted('code') }} without a name. Names are proposed from the words in the titles of their products, and are in
 <code>names.json</code> as far as there are any; check them against the photos, correct the file, and give it to other commands as
 <code>--names</code>. Codes that are not sure stay codes.</p>
 {% for c in codes %}<h3>{{ c.attribute }} {{ c.label }}
@@ -99,7 +99,7 @@ def _code_shown(table, proposal):
     o, rows = proposal, table.rows[table.rows[proposal.attribute] == proposal.label][['filename']]
     photos = rows.sample(min(_MAX_OF_CODE, len(rows)), random_state=0)
     evidence = o.phrase and (f"“{o.phrase}” is in the titles of {o.with_phrase} of {counted(o.products, 'product')} of this code; "
-                             f"{o.with_phrase} of all {counted(o.all_with_phrase, 'product')} with it have this code.")
+                             f"of the {counted(o.all_with_phrase, 'product')} with it, {o.with_phrase} have this code.")
     return dict(attribute=o.attribute, label=o.label, name=o.name, is_catch_all=o.kind == 'catch-all', evidence=evidence,
                 photos=rows_with_photos(table, photos, _MAX_OF_CODE))
 
@@ -123,7 +123,7 @@ def audit_page(
         dropped=table.dropped.to_dict('records'), notes=table.notes,
         look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
         catch_alls=[_catch_all_shown(table, a, evidence) for a, evidence in findings.catch_alls.items()],
-        codes=[_code_shown(table, o) for o in proposals[:_MAX_SHOWN]],
+        codes=[_code_shown(table, o) for o in proposals[:_MAX_SHOWN]], code_count=len(proposals),
         errors=None if errors is None else rows_with_photos(table, errors, _MAX_SHOWN), error_count=0 if errors is None else len(errors),
         duplicates=_duplicates_shown(table, duplicates), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
         unusable=rows_with_photos(table, unusable, _MAX_SHOWN), unusable_count=len(unusable))

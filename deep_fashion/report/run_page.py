@@ -81,7 +81,7 @@ _HEAD = """<!doctype html>
 
 # %% ../../nbs/74_report.run_page.ipynb #a1717ef5
 _VERDICT = page_template("""{% if caution %}<p class="wrong">{{ caution }}</p>{% endif %}
-<ul class="verdict">{% for v in verdicts %}<li class="{{ v.kind }}">{{ v.text }}</li>
+<ul class="verdict">{% for v in verdicts %}<li class="{{ v.kind }}"><b>{{ v.name }}</b>: {{ v.text }}</li>
 {% endfor %}</ul>""")
 
 def _verdict(report):

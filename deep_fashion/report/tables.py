@@ -30,10 +30,11 @@ def score_columns(
     for score in SCORES:
         title = short and score.short or score.title
         if score.name in scores: columns.append(ScoreColumn(title, _texts(scores[score.name]), score.help))
-        if f'{score.name}_high' in scores:
-            columns.append(ScoreColumn(f'{title} 95 %' if short else f'95 % interval of {title}',
+        # The page has room for one interval; the verdict above it is by that of the accuracy.
+        if f'{score.name}_high' in scores and (short or score.name == 'macro_f1'):
+            columns.append(ScoreColumn(f'{title} 95 %' if short else '95 % interval',
                                        _intervals(scores[f'{score.name}_low'], scores[f'{score.name}_high']),
-                                       f"How far {score.title} would vary with other products."))
+                                       f"The bootstrap interval of {score.title}: how far it would vary with other products."))
         if score.baseline_name in scores:
             columns.append(ScoreColumn(f'{title} base' if short else f'majority {title}', _texts(scores[score.baseline_name]),
                                        baseline=True))

@@ -32,8 +32,9 @@ GOOD_COVERAGE = .5 # share of photos that can be tagged automatically at 95 % pr
 class Verdict(NamedTuple):
     "What the scores of an attribute mean."
     attribute: str # Its name, as in the table
-    kind: str # 'good', 'review', 'guess' or 'few'
-    text: str # A sentence
+    kind: str # 'good', 'review', 'guess', 'few', or 'seen' where the tagger was trained on the photos
+    text: str # A sentence or two, without the name
+    name: str # The name as it is shown
 
 def _number(row, name):
     "A score, None where it was not computed; runs of earlier versions lack some."
@@ -66,6 +67,7 @@ def _sentence(row, kind):
         return f"too few photos to judge: {found}, at least {LEAST_PHOTOS} of {LEAST_PRODUCTS} are needed."
     guess, low, high = (_number(row, name) for name in ('majority_accuracy', 'accuracy_low', 'accuracy_high'))
     right = f"right on {_of_100(row['accuracy'])} of 100 photos" + ("" if guess is None else f" (guessing: {_of_100(guess)})")
+    if kind == 'seen': return f"{right}, among them photos of the training: no verdict."
     if kind == 'guess':
         worse = "worse than guessing" if high < guess else "no better than guessing, as far as these photos can tell"
         return f"{right}: {worse} (95 % interval {_of_100(low)} to {_of_100(high)})."
@@ -80,45 +82,46 @@ def _with_titles(row):
     return f" With titles: right on {_of_100(row['accuracy'])} of 100" + (f"; {automatic}." if automatic else ".")
 
 def verdicts(
-    scores:pd.DataFrame, # As `detailed_scores` returns them, of photos that the tagger was not trained on
+    scores:pd.DataFrame, # As `detailed_scores` returns them; `attrs['seen']` counts photos that the tagger was trained on
     with_titles:pd.DataFrame=None, # The same given picture and title (default: not measured)
     title_attributes=(), # The attributes for which titles are used
 ) -> list: # A `Verdict` per attribute
     "What the scores mean, a sentence or two per attribute."
-    rows = scores.drop(index='mean', errors='ignore').to_dict('index')
+    rows, is_seen = scores.drop(index='mean', errors='ignore').to_dict('index'), scores.attrs.get('seen', 0) > 0
     shown, found = readable_names(rows), []
     for attribute, row in rows.items():
-        kind = _kind(row)
-        text = f"{shown[attribute]}: {_sentence(row, kind)}"
+        kind = 'seen' if is_seen and _number(row, 'photos') else _kind(row)
+        text = _sentence(row, kind)
         if with_titles is not None and attribute in title_attributes and kind != 'few':
             text += _with_titles(with_titles.loc[attribute].to_dict())
-        found.append(Verdict(attribute, kind, text))
+        found.append(Verdict(attribute, kind, text, shown[attribute]))
     return found
 
 # %% ../../nbs/69_report.verdict.ipynb #768c1415
 RARE = 10 # photos; classes with fewer are named
 
-def _table_verdict(name, found, catch_all):
+def _table_verdict(found, catch_all):
     "Kind and sentence of one attribute."
     photos = {o['name']: o['photos'] for label, o in found['classes'].items() if label != catch_all}
     n, rare = sum(photos.values()), [f"{one_line(label)} ({k})" for label, k in photos.items() if k < RARE]
     rest = f"; {one_line(found['classes'][catch_all]['name'])} is a catch-all class and counts as missing" if catch_all is not None else ""
-    if len(photos) < 2: return 'none', f"{name}: {counted(len(photos), 'class', 'classes')}, so there is nothing to tell apart{rest}."
-    labels = f"{name}: {counted(n, 'photo')} with a label of {len(photos)} classes"
+    if len(photos) < 2: return 'none', f"{counted(len(photos), 'class', 'classes')}, so there is nothing to tell apart{rest}."
+    labels = f"{counted(n, 'photo')} with a label of {len(photos)} classes"
     if n < LEAST_PHOTOS: return 'few', f"{labels}, too few to judge a tagger by: at least {LEAST_PHOTOS} are needed{rest}."
     few = f"; fewer than {RARE} photos: {shorten_list(rare)}" if rare else ""
-    return 'good', f"{labels}, enough to train and to judge{few}{rest}."
+    return 'enough', f"{labels}, enough to train and to judge{few}{rest}."
 
 def table_verdicts(
     summary:dict, # As `analyze` returns it
-) -> list: # A `Verdict` per attribute: 'good' (enough labels), 'few', or 'none' (fewer than two classes)
+) -> list: # A `Verdict` per attribute: 'enough' labels, 'few', or 'none' (fewer than two classes)
     "What the labels of a table are good for, a sentence per attribute."
     shown, catch_all = readable_names(summary['attributes']), summary['catch_all']
-    return [Verdict(a, *_table_verdict(shown[a], found, catch_all.get(a, {}).get('label'))) for a, found in summary['attributes'].items()]
+    return [Verdict(a, *_table_verdict(found, catch_all.get(a, {}).get('label')), shown[a]) for a, found in summary['attributes'].items()]
 
 # %% ../../nbs/69_report.verdict.ipynb #70a396bb
 _KINDS = dict(good='{n} can mostly be tagged automatically', review='{n} need{s} review', guess='{n} no better than guessing',
-              few='{n} with too few photos to judge')
+              few='{n} with too few photos to judge',
+              seen='{n} scored on photos of the training', enough='{n} with enough labels', none='{n} with nothing to tell apart')
 _MANY, _WIDTH = 5, 99 # attributes after which they are counted, and characters of a line
 
 def verdict_text(
@@ -128,7 +131,7 @@ def verdict_text(
     kinds = [verdict.kind for verdict in found]
     counts = [text.format(n=n, s='s' if n == 1 else '') for kind, text in _KINDS.items() if (n := kinds.count(kind))]
     summary = [f"{counted(len(found), 'attribute')}: {', '.join(counts)}."] if len(found) > _MANY else []
-    lines = [*summary, *(verdict.text for verdict in found)]
+    lines = [*summary, *(f'{verdict.name}: {verdict.text}' for verdict in found)]
     # A number and its percent sign stay on one line.
     lines = [fill(line.replace(' %', '\0%'), _WIDTH, subsequent_indent='  ', break_on_hyphens=False) for line in lines]
     return '\n'.join(lines).replace('\0', ' ')
