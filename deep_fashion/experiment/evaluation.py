@@ -186,11 +186,10 @@ def evaluate(
     scores.attrs.update(caution='. '.join(_notes_on_seen(seen, products)), seen=seen['photos'] if seen else 0)
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
-        found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown),
-                     **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab))
+        found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown))
         # Both or none, so that the same command can be given again.
         with whole_file(out) as new_scores:
-            write_json(new_scores, dict(model=str(settings.model), csv_path=str(settings.csv_path), **found))
+            _write_scores(new_scores, learn, scored, settings, found)
             with whole_file(page) as new_page: _write_page(new_page, learn, table, scored, settings, notes, recognised)
     return scores
 
@@ -207,6 +206,11 @@ def _notes_on_table(learn, table, unknown, settings):
     return [*notes, title_note(settings, int(known.sum()), len(known))]
 
 def _as_records(unknown): return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in unknown.to_dict('records')]
+
+def _write_scores(path, learn, scored, settings, found):
+    confusion = confusions_as_dict(scored.probabilities, scored.targets, learn.vocab)
+    write_json(path, dict(model=str(settings.model), csv_path=str(settings.csv_path), **found, **scores_as_dict(scored.scores),
+                          confusion=confusion))
 
 def _write_page(page, learn, table, scored, settings, notes, products):
     predictions = predictions_table(table.rows, scored.probabilities, learn.vocab)
