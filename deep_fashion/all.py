@@ -34,6 +34,7 @@ from .data.table import *
 from .data.title_classifier import *
 from .data.titles import *
 from .data.catch_all import *
+from .data.code_names import *
 from .data.near_duplicates import *
 from .data.products import *
 from .data.split import *
@@ -56,6 +57,7 @@ from .model.openvino_file import *
 from .model.openvino_body import *
 from .metrics.bootstrap import *
 from .metrics.calibration import *
+from .metrics.proportion import *
 from .metrics.selective import *
 from .metrics.scores import *
 from .metrics.paired import *
@@ -81,6 +83,7 @@ from .evaluate.audit import *
 from .evaluate.fastai_interpretation import *
 from .report.columns import *
 from .report.colours import *
+from .report.verdict import *
 from .report.plots import *
 from .report.photos import *
 from .report.class_scores import *
@@ -106,6 +109,7 @@ from .predict.title_use import *
 from .predict.card import *
 from .predict.journal import *
 from .predict.saving import *
+from .predict.class_names import *
 from .predict.tagger import *
 from .predict.graph import *
 from .predict.pixels import *

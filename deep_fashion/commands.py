@@ -54,6 +54,8 @@ class TagSettings(CommandSettings):
     num_workers: int|None = common.num_workers
     bfloat16: bool|None = common.bfloat16
     trust: bool = common.trust
+    names: Path|None = option(None, "JSON file with names for labels, such as the names.json of analyze; they are written beside the "
+                                    "labels, as <attribute>_name", metavar='JSON')
 
 class EvaluateSettings(CommandSettings):
     "What scoring a tagger can be given."
@@ -73,6 +75,7 @@ class EvaluateSettings(CommandSettings):
     num_workers: int|None = common.num_workers
     bfloat16: bool|None = common.bfloat16
     trust: bool = common.trust
+    names: Path|None = common.names
 
 # %% ../nbs/06_commands.ipynb #17f65bdb
 class PhotoSettings(CommandSettings):
@@ -83,6 +86,7 @@ class PhotoSettings(CommandSettings):
     out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", metavar='CSV')
     explain: bool = option(False, "draw into the labelled picture where the evidence for each attribute lies")
     trust: bool = common.trust
+    names: Path|None = common.names
 
 class ConvertSettings(CommandSettings):
     "What a conversion for OpenVINO can be given."
@@ -119,6 +123,7 @@ class AppSettings(CommandSettings):
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     trust: bool = common.trust
+    names: Path|None = common.names
 
 class ServeSettings(CommandSettings):
     "What the interface for other programs can be given."

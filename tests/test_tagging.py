@@ -90,7 +90,9 @@ def test_missing_as_a_class_is_written_as_a_gap(samples, tmp_path, command):
 def test_scores_as_table_and_json(command, model, samples, tmp_path):
     labelled = ["--csv_path", samples.csv, "--img_dir", samples.images]
     result = command("evaluate", "--model", model, *labelled, "--out", tmp_path / "scores.json")
-    assert result.status == 0 and [line.split()[0] for line in result.out.splitlines()[1:]] == ["attribute", *ATTRIBUTES, "mean"]
+    # The verdict comes before the table, its legend and the next command after it.
+    table = result.out[result.out.index("attribute ", result.out.index("\n\n")):].split("\n\n")[0].splitlines()
+    assert result.status == 0 and [line.split()[0] for line in table] == ["attribute", *ATTRIBUTES, "mean"]
     scores = read_json(tmp_path / "scores.json")
     truth = read(samples.csv).drop_duplicates("filename", keep=False).set_index("filename")
     command("tag", "--model", model, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv")

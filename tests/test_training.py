@@ -59,6 +59,10 @@ def test_a_run_leaves_what_it_promises(trained):
         "balanced_accuracy",
         "calibration_error",
         "coverage_at_95",
+        "coverage_at_95_low",
+        "accuracy_low",
+        "accuracy_high",
+        "products",
     } == set(metrics["mean"])
     assert config["settings"]["random_seed"] == 42 and config["versions"]["fastai"]
 

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..core import MISSING, InputError, requires_extra, write_csv
 from ..train.learner import AttributeLearner
+from ..predict.class_names import use_names
 from ..predict.tagger import load_tagger
 from .serving import BOUNDS, Guard, Refusal, Serving, listen, read_password, refusal_response
 from .tagging import leave_a_core, tag_files
@@ -308,6 +309,7 @@ def serve_app(
     host:str='127.0.0.1', # An address of this computer; others than its own can be reached from elsewhere and need a password
     password_file=None, # A text file with the password (default: `DEEP_FASHION_PASSWORD` in the environment, if it is set)
     trust:bool=False, # Load an exported learner whatever code it holds
+    names=None, # As `use_names` takes it
 ) -> Serving:
     """Serve the page. Returns the running server.
 
@@ -318,7 +320,7 @@ def serve_app(
     password = read_password(password_file)
     listening = listen(host, port, password)
     try:
-        learn = load_tagger(model, trust)
+        learn = use_names(load_tagger(model, trust), names)
         kept = Corrections(corrections, learn.vocab.attributes)
         temporary = tempfile.TemporaryDirectory(prefix='deep_fashion-app-', ignore_cleanup_errors=True)
         folder = _page_folder(temporary.name)

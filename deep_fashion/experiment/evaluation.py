@@ -69,7 +69,7 @@ def read_labelled(
         hint = match_label(a, [column for column in table.rows if column not in vocab.attributes])
         also = f"; there is a column {hint!r}, rename it" if hint else ""
         warnings.warn(f"{settings.csv_path}: has no label of {a}, so that is not scored{also}", stacklevel=3)
-    return replace(table, rows=table.rows.assign(**dict.fromkeys(unscored)))
+    return replace(table, rows=table.rows.assign(**dict.fromkeys(unscored)), names=vocab.names)
 
 def _labels_of_file(settings, csv_format, vocab):
     """The attributes with a label in the file, and the map of its labels to the classes of the tagger.
@@ -174,7 +174,7 @@ def evaluate(
     out = settings.out and new_file(settings.out)
     page = out and new_file(out.with_suffix('.html'))
     if out and page == out: raise InputError(f"out {out}: the report is written under this name; name a JSON file")
-    learn = open_tagger(settings.model, settings.trust)
+    learn = open_tagger(settings.model, settings.trust, settings.names)
     if settings.use_titles: check_titles(learn, settings.model, settings.title_column)
     table, unknown = drop_unknown_labels(read_labelled(settings, learn.vocab), learn.vocab, settings.csv_path)
     recognised = find_products(table, settings.group_column, settings.group_pattern)
@@ -184,13 +184,13 @@ def evaluate(
     for note in notes: warnings.warn(note, stacklevel=3)
     probabilities, targets = predict_table(learn, table, settings), learn.vocab.encode_rows(table.rows)
     scores = detailed_scores(probabilities, targets, learn.vocab, learn.majority, products)
+    scores.attrs.update(caution='. '.join(_notes_on_seen(seen, products)), seen=seen['photos'] if seen else 0)
     if out:
         scored = ScoredPhotos([table.img_dir/name for name in table.rows.filename], probabilities, targets, scores)
-        found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown),
-                     **scores_as_dict(scores), confusion=confusions_as_dict(probabilities, targets, learn.vocab))
+        found = dict(rows_dropped=len(table.dropped), seen_in_training=seen, unknown_labels=_as_records(unknown))
         # Both or none, so that the same command can be given again.
         with whole_file(out) as new_scores:
-            write_json(new_scores, dict(model=str(settings.model), csv_path=str(settings.csv_path), **found))
+            _write_scores(new_scores, learn, scored, settings, found)
             with whole_file(page) as new_page: _write_page(new_page, learn, table, scored, settings, notes, recognised)
     return scores
 
@@ -208,6 +208,11 @@ def _notes_on_table(learn, table, unknown, settings):
 
 def _as_records(unknown): return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in unknown.to_dict('records')]
 
+def _write_scores(path, learn, scored, settings, found):
+    confusion = confusions_as_dict(scored.probabilities, scored.targets, learn.vocab)
+    write_json(path, dict(model=str(settings.model), csv_path=str(settings.csv_path), **found, **scores_as_dict(scored.scores),
+                          confusion=confusion))
+
 def _write_page(page, learn, table, scored, settings, notes, products):
     predictions = predictions_table(table.rows, scored.probabilities, learn.vocab)
     findings = audit_table(table, products.of_row, predictions, settings.title_column,
@@ -216,4 +221,5 @@ def _write_page(page, learn, table, scored, settings, notes, products):
     facts = {'Notes': dict(enumerate(notes, 1))} if notes else {}
     given, defaults = used_settings(settings, leave_out=('out',))
     facts |= {'Settings given': given, 'Versions': versions()}
-    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts, defaults=defaults))
+    write_run_page(page, RunReport('Evaluation', method, learn, scored, table, findings, config=facts, defaults=defaults,
+                                   caution=scored.scores.attrs.get('caution', '')))

@@ -252,10 +252,10 @@ def write_report(
     findings = audit_table(data.table, data.products, predictions, run.settings.title_column, photos=len(data.rows) <= MAX_PHOTOS_AUDITED)
     curves = TrainingCurves(run.history, run.batches, run.lr_find, run.config.get('found_learning_rate'))
     with_titles = run.metrics.get('with_titles') and scores_from_dict(run.metrics['with_titles'])
-    facts, defaults = _facts(run, vocab)
+    (facts, defaults), titles = _facts(run, vocab), run.metrics.get('title_weights')
     method = '; '.join(filter(None, [f'scores {plan.validation_method}', adaptation_text(run.metrics)]))
     write_run_page(run.file('report'), RunReport(f'Run {run.name}', method, learn, scored, data.table, findings, curves, facts,
-                                                 map_seconds, with_titles, defaults))
+                                                 map_seconds, with_titles, defaults, tuple(titles or ())))
 
 def _facts(run, vocab):
     "Facts for the end of the report: heading -> name -> value, and the settings that were left at their defaults."

@@ -22,6 +22,7 @@ from ..model.network import split_logits
 from ..model.loss import AttributeLoss
 from .bootstrap import macro_f1_interval
 from .calibration import calibration_error, confidence_and_correctness
+from .proportion import share_interval
 from .selective import coverage_at
 
 # %% ../../nbs/43_metrics.scores.ipynb #8f079bbe
@@ -33,6 +34,7 @@ class Score:
     help: str # What it means, in a sentence
     function: Callable # From probabilities (photos, classes) and class indices (photos,) to a number
     baseline: bool = False # Also compute it for the majority class; for functions of the predicted classes alone
+    short: str = None # Heading where there is little room (default: the title)
 
     @property
     def baseline_name(self) -> str:
@@ -53,13 +55,14 @@ def _coverage_at_95(probabilities, targets): return coverage_at(*confidence_and_
 
 # %% ../../nbs/43_metrics.scores.ipynb #7375a69e
 SCORES = [
-    Score('accuracy', 'accuracy', "The share of photos whose predicted class is correct.", _accuracy, baseline=True),
-    Score('macro_f1', 'macro-F1', "The mean F1 score of the classes: every class counts alike, however rare.", _macro_f1, baseline=True),
-    Score('balanced_accuracy', 'balanced accuracy', "The mean recall of the classes.", _balanced_accuracy),
+    Score('accuracy', 'accuracy', "The share of photos whose predicted class is correct.", _accuracy, baseline=True, short='acc.'),
+    Score('macro_f1', 'macro-F1', "The mean F1 score of the classes: every class counts alike, however rare.", _macro_f1, baseline=True,
+          short='F1'),
+    Score('balanced_accuracy', 'balanced accuracy', "The mean recall of the classes.", _balanced_accuracy, short='bal.'),
     Score('calibration_error', 'ECE', "The expected calibration error: the mean distance between confidence and accuracy; 0 is perfect.",
-          _calibration_error),
+          _calibration_error, short='ECE'),
     Score('coverage_at_95', 'coverage at 95 %',
-          "The share of photos, most confident first, that can be tagged with 95 % of the tags correct.", _coverage_at_95),
+          "The share of photos, most confident first, that can be tagged with 95 % of the tags correct.", _coverage_at_95, short='auto'),
 ]
 
 # %% ../../nbs/43_metrics.scores.ipynb #9f7cd834
@@ -111,14 +114,31 @@ def detailed_scores(
     vocab:AttributeVocab, # The attributes and their classes
     majority:list=None, # The most frequent class of every attribute in training, for the baseline
     groups=None, # The product of every photo, for the interval
-) -> pd.DataFrame: # `photos`, each score of `SCORES` and its baseline, `macro_f1_low` and `macro_f1_high`
-    "Every score, and the 95 % bootstrap interval of macro-F1: one row per attribute and one, `mean`, over them."
+) -> pd.DataFrame: # `photos`, each score of `SCORES` and its baseline, ends of intervals, `products`
+    """Every score: one row per attribute and one, `mean`, over them.
+
+    `macro_f1_low` and `macro_f1_high` are the 95 % bootstrap interval over products, `accuracy_low` and `accuracy_high` that of
+    `share_interval` (not of the mean), `coverage_at_95_low` is the coverage at which a precision of 95 % is certain, as
+    `confidence_thresholds` requires it, `products` the number of products with a label."""
     targets = mask_missing(torch.as_tensor(targets), vocab)
     heads = split_logits(probabilities, vocab.sizes)
     table = _table_of_scores(heads, targets, vocab, majority, SCORES)
     predicted = torch.stack([head.argmax(1) for head in heads], 1)
     table['macro_f1_low'], table['macro_f1_high'] = macro_f1_interval(predicted, targets, groups)
-    return table
+    groups = np.arange(len(targets)) if groups is None else np.asarray(groups)
+    certainty = [_certainty(head, targets[:, i], groups) for i, head in enumerate(heads)]
+    mean = dict(coverage_at_95_low=np.mean([o['coverage_at_95_low'] for o in certainty if o['products']] or [np.nan]),
+                products=len(np.unique(groups[(targets >= 0).any(1).numpy()])))
+    certainty = pd.DataFrame([*certainty, mean])
+    return table.assign(**{name: certainty[name].to_numpy() for name in certainty})
+
+def _certainty(probabilities, targets, groups):
+    "How far the accuracy of an attribute would vary with other products, and how many photos can be tagged for certain."
+    known = (targets >= 0).numpy()
+    confidence, correct = confidence_and_correctness(probabilities[known], targets[known])
+    low, high = share_interval(correct, groups[known])
+    coverage = coverage_at(confidence, correct, .95, lower_bound=True)[0] if known.any() else np.nan
+    return dict(accuracy_low=low, accuracy_high=high, coverage_at_95_low=coverage, products=len(np.unique(groups[known])))
 
 # %% ../../nbs/43_metrics.scores.ipynb #896bc2f0
 class AttributeMetric(Metric):

@@ -31,6 +31,7 @@ from ..data.products import products_of
 from ..data.classes import AttributeVocab
 from ..metrics.selective import confidence_thresholds
 from .bundle import read_bundle
+from .class_names import use_names, add_names
 from .photo_list import PhotoList
 from .evidence import average_batches, combine_titles
 from .title_use import check_titles, known_titles, title_note
@@ -42,13 +43,14 @@ from .runtime import RuntimeTagger
 def open_tagger(
     model, # The folder of a run, a bundle, or an exported Learner
     trust:bool=False, # Load an exported Learner whatever code it holds
+    names=None, # As `use_names` takes it
 ):
     "The tagger in `model`: a `RuntimeTagger` if it was exported, or else an `AttributeLearner`. Raises `InputError` if there is none."
     path = model_file(model)
-    if path.is_dir() and read_bundle(path).is_exported: return RuntimeTagger(path)
+    if path.is_dir() and read_bundle(path).is_exported: return use_names(RuntimeTagger(path), names)
     # Imported here, since an exported tagger needs no PyTorch.
     from deep_fashion.predict.tagger import load_tagger
-    return load_tagger(path, trust)
+    return use_names(load_tagger(path, trust), names)
 
 # %% ../../nbs/82_predict.tags.ipynb #559b7318
 def _combined_batches(batches, tagger, settings, known):
@@ -135,8 +137,9 @@ class ReviewList:
     "Photos with open attributes, to be written in order of doubt."
     def __init__(self,
         attributes:list, # Names of the attributes
+        vocab:AttributeVocab=None, # Of names to be written, too
     ):
-        self.attributes, self.rows = attributes, sqlite3.connect('')
+        self.attributes, self.vocab, self.rows = attributes, vocab, sqlite3.connect('')
         self.rows.execute('create table rows (doubt real, cells text)')
 
     def add(self, decisions:Decisions) -> None:
@@ -146,10 +149,11 @@ class ReviewList:
     def write(self,
         path, # A new CSV file
     ) -> None:
-        "Write `filename`, an empty column per attribute, `<attribute>_suggested` and `<attribute>_confidence`."
-        suffixed = [f'{a}_{suffix}' for suffix in ('suggested', 'confidence') for a in self.attributes]
+        "Write `filename`, an empty column per attribute, `<attribute>_suggested`, `<attribute>_confidence`, and names of suggestions."
+        suffixed = [f'{a}_{o}' for o in ('suggested', 'confidence', *(['name'] if self.vocab else [])) for a in self.attributes]
         with _csv_writer(path, ['filename', *self.attributes, *suffixed]) as writer:
-            writer.writerows(json.loads(cells) for cells, in self.rows.execute('select cells from rows order by doubt desc, rowid'))
+            rows = (json.loads(cells) for cells, in self.rows.execute('select cells from rows order by doubt desc, rowid'))
+            writer.writerows(add_names(rows, self.vocab, 1 + len(self.attributes)) if self.vocab else rows)
 
     def close(self) -> None: self.rows.close()
 
@@ -193,13 +197,13 @@ def _write(predictions, batches, thresholds, settings):
     "Write the files for tags, errors and review; returns the number of accepted tags per attribute."
     (out_csv, errors_csv, review_csv), _ = _outputs(settings.out_csv)
     vocab, tagged = predictions.tagger.vocab, 0
-    columns = ['filename', *vocab.attributes, *(f'{a}_confidence' for a in vocab.attributes)]
-    with ExitStack() as stack, closing(ReviewList(vocab.attributes)) as review:
+    suffixed = [f'{a}_{o}' for o in ('confidence', *(['name'] if settings.names else [])) for a in vocab.attributes]
+    with ExitStack() as stack, closing(ReviewList(vocab.attributes, vocab if settings.names else None)) as review:
         files = {out_csv: stack.enter_context(whole_file(out_csv))}
-        with _csv_writer(files[out_csv], columns) as writer:
+        with _csv_writer(files[out_csv], ['filename', *vocab.attributes, *suffixed]) as writer:
             for rows, probabilities in batches:
                 decisions = decide(rows[LISTED], probabilities, vocab, thresholds.threshold)
-                writer.writerows(decisions.rows())
+                writer.writerows(add_names(decisions.rows(), vocab, 1) if settings.names else decisions.rows())
                 review.add(decisions)
                 tagged += (~decisions.is_open).sum(0)
         if settings.min_precision is not None:
@@ -225,7 +229,7 @@ def tag(
         if not partial.exists() or not file.exists(): new_file(file)
     photos = PhotoList(settings.img_dir, settings.csv_path, [settings.title_column, settings.group_column],
                        CsvFormat(settings.filename_column, settings.delimiter, settings.encoding))
-    total, tagger = len(photos), open_tagger(settings.model, settings.trust)
+    total, tagger = len(photos), open_tagger(settings.model, settings.trust, settings.names)
     if settings.use_titles: check_titles(tagger, settings.model, settings.title_column)
     thresholds = tag_thresholds(tagger, settings.min_precision, settings.model, settings.use_titles)
     with _journal(settings, photos) as journal:
@@ -250,12 +254,13 @@ def tag_photo(
     out_csv=None, # A new CSV file: `filename` and one column per attribute
     explain:bool=False, # Draw into `out_image` a map of the evidence for each attribute
     trust:bool=False, # Load an exported learner whatever code it holds
+    names=None, # As `use_names` takes it
 ) -> tuple: # As `AttributeLearner.predict` returns it
     "Tag one photo. Raises `InputError` if the model or the photo cannot be read, or a file to be written exists."
     if explain and not out_image: raise InputError("explain: the maps of evidence are drawn into the labelled picture; name it (out_image)")
     out_image, out_csv = out_image and new_file(out_image), out_csv and new_file(out_csv)
     if out_image and out_image == out_csv: raise InputError(f"{out_csv}: is named for both picture and row; name two files")
-    tagger = open_tagger(model, trust)
+    tagger = open_tagger(model, trust, names)
     if explain and isinstance(tagger, RuntimeTagger):
         raise InputError(f"explain: model {model} was exported, without what maps of evidence need; give the tagger it was exported from")
     names, indices, probabilities = tagger.predict(photo)

@@ -8,7 +8,7 @@ __all__ = ['audit_page']
 # %% ../../nbs/75_report.audit_page.ipynb #8a13c287
 import pandas as pd
 from jinja2.utils import markupsafe
-from ..core import shorten_list
+from ..core import counted, shorten_list
 from ..text import one_line
 from ..data.labels import look_alikes
 from ..data.table import Table
@@ -24,6 +24,7 @@ _MAX_ERRORS = 1000 # labels that look wrong; _FIRST_ERRORS of them at once
 _FIRST_ERRORS = 24
 _MAX_ATTRIBUTES = 40 # whose classes are shown
 _MAX_OF_CATCH_ALL = 7 # photos per catch-all class
+_MAX_OF_CODE = 6 # photos per code without a name
 
 # %% ../../nbs/75_report.audit_page.ipynb #0cb37118
 _PAGE = page_template(CLASS_CARDS + """<!doctype html>
@@ -33,7 +34,9 @@ _PAGE = page_template(CLASS_CARDS + """<!doctype html>
 <h1>Audit</h1>
 <p class="quiet">{{ source }}: {{ photo_count|counted('usable photo') }}, {{ dropped|length|counted('row') }} dropped or merged.</p>
 <nav><a href="#notes">Notes on the table</a> ·
-<a href="#shares">Classes</a> · <a href="#catch_all">Catch-all classes</a> · <a href="#errors">Labels that look wrong</a>
+<a href="#shares">Classes</a> · <a href="#catch_all">Catch-all classes</a> ·
+{% if codes %}<a href="#codes">Names for codes</a> ·{% endif %}
+<a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
 
 <h2 id="notes">Notes on the table</h2>
@@ -61,6 +64,14 @@ but the titles of its photos indicate {{ c.indicated }}.
 Training treats it as a missing label; the option <code>catch_all</code> changes this.</p>
 {{ photos(store, c.photos) }}
 {% else %}<p>None found.</p>{% endfor %}
+
+{% if codes %}<h2 id="codes">Names for codes</h2>
+<p>{{ code_count|counted('code') }} without a name. Names are proposed from the words in the titles of their products, and are in
+<code>names.json</code> as far as there are any; check them against the photos, correct the file, and give it to other commands as
+<code>--names</code>. Codes that are not sure stay codes.</p>
+{% for c in codes %}<h3>{{ c.attribute }} {{ c.label }}
+{%- if c.name %}: {{ c.name }}{% elif c.is_catch_all %}: a catch-all class, without a name{% else %}: stays a code{% endif %}</h3>
+{% if c.evidence %}<p class="quiet">{{ c.evidence }}</p>{% endif %}{{ photos(store, c.photos) }}{% endfor %}{% endif %}
 
 <h2 id="errors">Labels that look wrong</h2>
 {% if errors is none %}<p>Not searched for: this takes predictions of a trained network for photos that it was not trained on.
@@ -107,6 +118,15 @@ def _catch_all_shown(store, table, attribute, evidence):
     return dict(attribute=attribute, name=table.name(attribute, evidence['label']), share=evidence['share'], indicated=indicated,
                 photos=stored_rows(store, table, photos))
 
+def _code_shown(store, table, proposal):
+    "A code, the evidence for its name, and photos of it, whatever their title."
+    o, rows = proposal, table.rows[table.rows[proposal.attribute] == proposal.label][['filename']]
+    photos = rows.sample(min(_MAX_OF_CODE, len(rows)), random_state=0)
+    evidence = o.phrase and (f"“{o.phrase}” is in the titles of {o.with_phrase} of {counted(o.products, 'product')} of this code; "
+                             f"of the {counted(o.all_with_phrase, 'product')} with it, {o.with_phrase} have this code.")
+    return dict(attribute=o.attribute, label=o.label, name=o.name, is_catch_all=o.kind == 'catch-all', evidence=evidence,
+                photos=stored_rows(store, table, photos))
+
 def _duplicates_shown(store, table, duplicates):
     groups = [rows for _, rows in duplicates.groupby('group')][:_MAX_SHOWN]
     return [dict(leaks=rows.leaks.iloc[0], conflicts=rows.conflicts.iloc[0], photos=stored_rows(store, table, rows.head(_MAX_SHOWN)))
@@ -143,19 +163,23 @@ def audit_page(
     table:Table, # Clean rows
     findings:Findings, # Of these rows, photos included
     source, # What was audited
+    proposals=(), # As `propose_names` returns them
 ) -> str: # HTML
     "The findings as one HTML page with photos."
     errors, unusable, duplicates, store = findings.errors, findings.unusable, findings.duplicates, PhotoStore()
     # What is added first is sure to have room.
     values = dict(
         shares=_shares_shown(store, table), catch_alls=[_catch_all_shown(store, table, a, e) for a, e in findings.catch_alls.items()],
+        codes=[_code_shown(store, table, o) for o in proposals[:_MAX_SHOWN]],
         unusable=stored_rows(store, table, unusable.head(_MAX_SHOWN)), duplicates=_duplicates_shown(store, table, duplicates),
         errors=None if errors is None else stored_rows(store, table, errors.head(_MAX_ERRORS)))
     store.encode()
     return _PAGE.render(
         values, store=store, style=PAGE_STYLE + store.styles() + EXPLORER_STYLE + CARDS_STYLE + _STYLE, source=source, most=_MAX_SHOWN,
-        first=_FIRST_ERRORS, photo_count=len(table.rows), attribute_count=len(table.attributes), dropped=table.dropped.to_dict('records'),
+        first=_FIRST_ERRORS, photo_count=len(table.rows), code_count=len(proposals), attribute_count=len(table.attributes),
+        dropped=table.dropped.to_dict('records'),
         notes=table.notes, look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
         error_count=0 if errors is None else len(errors), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
         unusable_count=len(unusable),
         explorer=_explorer_of_errors(store, table, None if errors is None else errors.head(_MAX_ERRORS)))
+

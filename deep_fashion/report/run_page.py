@@ -6,7 +6,7 @@
 __all__ = ['ScoredPhotos', 'TrainingCurves', 'RunReport', 'write_run_page']
 
 # %% ../../nbs/74_report.run_page.ipynb #fbf70619
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import pandas as pd
 import torch
 from jinja2.utils import markupsafe
@@ -21,6 +21,7 @@ from ..evaluate.audit import Findings
 from .plots import plot_coverage, plot_history, plot_lr_find, plot_reliability, plot_schedule, plot_scores
 from .columns import score_text
 from .class_scores import class_scores, frequent_mistakes
+from .verdict import verdicts
 from .tables import readable_confusions, score_columns
 from .html import PAGE_STYLE, inline_panels, inline_svg, page_template
 from .photo_store import PhotoStore, stored_rows
@@ -60,7 +61,8 @@ class RunReport:
     map_seconds: float = None # Stop drawing Grad-CAM maps after this time (default: draw all)
     with_titles: pd.DataFrame = None # Scores given picture and title, as `scored` has them given the picture
     defaults: dict = None # Settings that were left as they are, name -> value; folded
-    verdict: list = field(default_factory=list) # Sentences in plain language, first on the page
+    title_attributes: tuple = () # The attributes for which titles are used
+    caution: str = '' # What is to be known before the verdict is believed
 
 # %% ../../nbs/74_report.run_page.ipynb #926b8740
 _HEAD = """<!doctype html>
@@ -68,8 +70,7 @@ _HEAD = """<!doctype html>
 <title>{{ report.title }}</title>
 <style>{{ style }}</style></head><body>
 <h1>{{ report.title }}</h1><p class="quiet">{{ report.method }}</p>
-{% if report.verdict %}<section class="verdict">{% for sentence in report.verdict %}<p class="lead">{{ sentence }}</p>
-{% endfor %}</section>{% endif %}
+{{ verdict }}
 <p class="lead">Mean macro-F1 <b>{{ headline }}</b>{{ context }}.</p>
 <nav><a href="#scores">Scores</a>
 {% for a in attributes %} · <a href="#attribute-{{ loop.index }}">{{ a.name }}</a>{% endfor %}
@@ -81,6 +82,15 @@ _HEAD = """<!doctype html>
 """
 
 # %% ../../nbs/74_report.run_page.ipynb #a1717ef5
+_VERDICT = page_template("""{% if caution %}<p class="wrong">{{ caution }}</p>{% endif %}
+<ul class="verdict">{% for v in verdicts %}<li class="{{ v.kind }}"><b>{{ v.name }}</b>: {{ v.text }}</li>
+{% endfor %}</ul>""")
+
+def _verdict(report):
+    "What the scores mean, for the top of the page."
+    found = verdicts(report.scored.scores, report.with_titles, report.title_attributes)
+    return markupsafe.Markup(_VERDICT.render(verdicts=found, caution=report.caution))
+
 def _context(scores):
     "What the mean macro-F1 is to be compared with, in brackets; empty where nothing was computed."
     mean, found = scores.loc['mean'], []
@@ -158,7 +168,6 @@ _ATTRIBUTE_SECTIONS = """{% macro cell(a, truth, predicted, n) %}<a href="#a{{ a
 """
 _PAGE_STYLE = markupsafe.Markup(""".kinds{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,33rem),1fr));gap:1rem 1.6rem}
 .side p{max-width:24rem}
-.verdict{border-left:4px solid var(--accent);padding-left:1rem;margin:1rem 0} .verdict p{margin:.3rem 0}
 ol.confusion a{display:inline;color:var(--accent)}
 """)
 
@@ -268,7 +277,7 @@ def write_run_page(
     page = _PAGE.render(
         report=report, store=store, style=PAGE_STYLE + store.styles() + EXPLORER_STYLE + CARDS_STYLE + _PAGE_STYLE,
         columns=score_columns(scores), title_columns=[] if report.with_titles is None else score_columns(report.with_titles),
-        headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
+        verdict=_verdict(report), headline=score_text(scores.loc['mean', 'macro_f1']), context=_context(scores),
         scores_plot=inline_svg('Macro-F1 per attribute beside the baseline', plot_scores, scores),
         curves=_curve_plots(report.curves) if report.curves else [], attributes=attributes, findings=findings,
         explorer=explorer(_explorer_data(report, store, references), _INTRO, store.left_out))
