@@ -179,14 +179,24 @@ def show(self:AppPage,
 
 # %% ../../nbs/97_app.page.ipynb #7be9e511
 @patch
-def upload(self:AppPage,
+def receive(self:AppPage,
     files:list, # Pairs of path and name
     session:PhotoSession, # The photos on the page
+) -> tuple: # No files, so that more can be dropped, and the session
+    "Note which files were dropped."
+    session.waiting += files
+    return None, session
+
+@patch
+def upload(self:AppPage,
+    session:PhotoSession, # The photos on the page, and uploads that wait
     attribute:str, # The attribute whose map is shown
 ):
     "Tag photos and add them to the page. Yields the components with their new values."
+    files, session.waiting = session.waiting, []
     ui, gr, visit, progress = self.ui, import_gradio(), session.visit, Progress(len(files))
-    yield {ui.uploads: None, **self._keep(session), ui.status: _status_html(f"Tagging {len(files)} photos ...", 0, len(files))}
+    if not files: return
+    yield {**self._keep(session), ui.status: _status_html(f"Tagging {len(files)} photos ...", 0, len(files))}
     before = session.chosen
     for progress in self.visits.tag(session, files):
         status = _status_html(f"Tagging: {progress.done} of {progress.of} photos", progress.done, progress.of)
@@ -274,9 +284,10 @@ def connect(self:AppPage):
     ui, several = self.ui, dict(concurrency_id='page', concurrency_limit=4)
     options = dict(several, api_visibility='private', show_progress='hidden')
     shown, overview = [ui.session, ui.status, ui.picture, ui.bars, ui.one], [ui.session, ui.status, ui.overview, ui.download]
-    for_upload = [ui.uploads, *overview, *shown[2:], ui.results]
-    ui.uploads.upload(self.upload, [ui.uploads, ui.session, ui.map], for_upload, trigger_mode='multiple',
-                      **{**options, 'concurrency_id': 'uploads'})
+    uploading = {**options, 'concurrency_id': 'uploads'}
+    # Apart, since Gradio replaces a component that a handler leaves as it is by a new one, which would not know our conversion.
+    received = ui.uploads.upload(self.receive, [ui.uploads, ui.session], [ui.uploads, ui.session], trigger_mode='multiple', **uploading)
+    received.then(self.upload, [ui.session, ui.map], [*overview, *shown[2:], ui.results], trigger_mode='multiple', **uploading)
     click = _clicked(self, import_gradio().EventData)
     for part in (ui.overview, ui.picture):
         part.select(click, [ui.session, ui.map], [*shown, ui.overview, *ui.fixes], trigger_mode='always_last', **options)

@@ -44,6 +44,7 @@ class PhotoSession:
     hashes: dict = field(default_factory=dict) # position -> SHA-256 of the upload in hexadecimal digits
     corrected: dict = field(default_factory=dict) # position -> attribute -> label
     known: set = field(default_factory=set) # Pairs of name and SHA-256
+    waiting: list = field(default_factory=list) # Pairs of path and name of uploads that are not tagged yet
     chosen: int|None = None # Position of the photo that is displayed
     order: str = 'added' # Of the table
     page: int = 0 # Of the table
