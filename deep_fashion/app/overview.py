@@ -88,7 +88,8 @@ _OVERVIEW = html_template("""<div class="df-tools"><span>{{ counted }}</span>
 <span aria-hidden="true">{{ h.arrow }}</span></button></th>{% endfor %}</tr></thead><tbody>
 {% for row in rows %}
 <tr{% if row.cells %} data-do="show" data-value="{{ row.i }}"{% endif %}{% if row.i == session.chosen %} class="df-chosen"{% endif %}>
-<th scope="row">{% if row.cells %}<button type="button" class="df-file"><img alt="" src="data:image/jpeg;base64,{{ row.small }}">
+<th scope="row">{% if row.cells %}<button type="button" class="df-file" title="{{ row.filename }}">
+<img alt="" src="data:image/jpeg;base64,{{ row.small }}">
 <span>{{ row.filename }}</span></button>{% else %}<span class="df-file">{{ row.filename }}</span>{% endif %}</th>
 {% if not row.cells %}<td colspan="{{ heads|length or 1 }}" class="df-error">{{ row.error }}</td>{% endif %}
 {% for c in row.cells %}<td{% if c.is_unsure %} class="df-unsure"{% endif %}><span class="df-title">{{ c.title }}</span>

@@ -89,7 +89,7 @@ def _page_components(vocab, has_password=False):
         with gr.Column(scale=3, min_width=320):
             ui.overview = gr.HTML(elem_id='overview', js_on_load=_CLICKS)
             with gr.Row():
-                ui.download = gr.DownloadButton('Download as CSV', interactive=False, elem_id='download', min_width=140)
+                ui.download = gr.DownloadButton('Download as CSV', elem_id='download', min_width=140)
                 ui.clear = gr.Button('Clear the page', elem_id='clear', min_width=140)
         with gr.Column(scale=2, min_width=320, elem_id='one') as ui.one: _photo_components(gr, ui, vocab)
     with gr.Accordion('Use it from a program', open=False): gr.HTML(_program_html(has_password), js_on_load=_OWN_ADDRESS)
@@ -149,7 +149,7 @@ class AppPage:
         "The tags as a table to download."
         path = self.folder.new(TABLE, is_table=True)
         write_csv(path, tags_table(session, self.learn.vocab.attributes))
-        return {self.ui.download: import_gradio().DownloadButton(value=str(path), interactive=True)}
+        return {self.ui.download: import_gradio().DownloadButton(value=str(path))}
 
     def _no_fixes(self): return dict.fromkeys(self.ui.fixes)
 
@@ -201,10 +201,11 @@ def upload(self:AppPage,
     for progress in self.visits.tag(session, files):
         status = _status_html(f"Tagging: {progress.done} of {progress.of} photos", progress.done, progress.of)
         yield {ui.status: status, **self._overview(session), ui.results: gr.Row(visible=True)}
-    if session.visit != visit or not progress.done: return
-    yield {**self._keep(session), **self._overview(session), **self._table(session)}
-    if session.chosen != before or before is None: yield from self.show(session, attribute)
-    yield {ui.status: _tagged_status(progress)}
+        if session.chosen != before: yield from self.show(session, attribute)
+        before = session.chosen
+    if session.visit != visit: return
+    if before is None: yield from self.show(session, attribute)
+    yield {**self._keep(session), ui.status: _tagged_status(progress), **self._overview(session), **self._table(session)}
 
 @patch
 def clear(self:AppPage,
@@ -216,7 +217,7 @@ def clear(self:AppPage,
     status = _status_html(f"The page is empty. Corrections are in {self.corrections.path}.")
     emptied = dict.fromkeys((ui.overview, ui.picture, ui.bars), '')
     return {**self._keep(session), ui.status: status, **emptied, **self._no_fixes(), ui.map: PHOTO_ALONE, ui.results: gr.Row(visible=False),
-            ui.download: gr.DownloadButton(value=None, interactive=False)}
+            ui.download: gr.DownloadButton(value=None)}
 
 # %% ../../nbs/97_app.page.ipynb #421a9e97
 def _number(value):

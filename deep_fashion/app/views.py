@@ -102,7 +102,8 @@ APP_CSS = f"""
 .df-bar i{{background:{BLUE}}} .df-corrected{{color:{GREEN}}} .dark .df-corrected{{color:{LIGHT_GREEN}}}
 .df-error{{color:{RED}}} .dark .df-error{{color:{LIGHT_RED}}}
 .df-unsure{{background:color-mix(in srgb,{ORANGE} 22%,transparent)}} .df-table tr.df-chosen{{box-shadow:inset 3px 0 {BLUE}}}
-.df-table tr.df-chosen th{{font-weight:600!important}} .df-status progress{{accent-color:{BLUE}}}
+.df-table tr.df-chosen th{{font-weight:600!important}}
+.df-status progress::-webkit-progress-value{{background:{BLUE}}} .df-status progress::-moz-progress-bar{{background:{BLUE}}}
 """ + """
 .df-bars section{margin:0 0 .8rem} .df-bars h3{margin:0 0 .2rem;font-size:1rem} .df-bars ul{list-style:none;margin:0;padding:0}
 .df-bars li{display:grid;grid-template-columns:minmax(7rem,11rem) 1fr 3.2rem;gap:.6rem;align-items:center;padding:.1rem 0}
@@ -112,19 +113,27 @@ APP_CSS = f"""
 .df-photo{margin:0} .df-photo img{width:100%;height:24rem;object-fit:contain;background:var(--background-fill-secondary);border-radius:6px}
 .df-photo figcaption,.df-quiet,.df-code,.df-legend{opacity:.75;font-size:.9rem;overflow-wrap:anywhere}
 .df-code::before{content:'('} .df-code::after{content:')'} .df-legend .df-unsure{padding:.1rem .4rem;border-radius:4px}
-.df-status{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:center;min-height:1.6rem} .df-status progress{width:12rem}
+.df-status{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:center;min-height:1.6rem}
+.df-status progress{appearance:none;border:0;border-radius:4px;overflow:hidden;width:12rem;height:.7rem;
+background:var(--border-color-primary)}
+.df-status progress::-webkit-progress-bar{background:var(--border-color-primary)}
 .df-tools,.df-steps{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:baseline;margin:.2rem 0 .5rem}
-.df-tools button,.df-steps button{border:1px solid var(--border-color-primary);border-radius:6px;padding:.15rem .6rem}
-.df-tools button[aria-pressed=true]{font-weight:600;border-color:currentColor} .df-tools button:disabled{opacity:.4}
+.df-tools button,.df-steps button{border:1px solid var(--border-color-primary)!important;border-radius:6px;padding:.1rem .6rem!important;
+background:none!important;font-size:.9rem!important;font-weight:400!important;box-shadow:none!important}
+.df-tools button[aria-pressed=true]{font-weight:600!important;border-color:currentColor!important} .df-tools button:disabled{opacity:.4}
 .df-scroll{overflow:auto;max-height:80vh} .df-scroll .df-table{border-collapse:collapse;width:100%;margin:0}
 .df-scroll .df-table,.df-scroll .df-table tr{border:0!important}
 .df-scroll .df-table th,.df-scroll .df-table td{text-align:left;padding:.25rem .6rem;font-weight:400;
 border:0!important;border-bottom:1px solid var(--border-color-primary)!important}
-.df-scroll .df-table thead th,.df-table thead button{font-weight:600;text-align:left}
+.df-scroll .df-table button{background:none!important;border:0!important;padding:0!important;box-shadow:none!important;
+font-size:inherit!important;text-align:left}
+.df-scroll .df-table thead th,.df-scroll .df-table thead button{font-weight:600!important}
+.df-scroll .df-table tbody button{font-weight:inherit!important}
 .df-scroll .df-table thead th{position:sticky;top:0;z-index:1;background:var(--body-background-fill)}
 .df-table tr[data-do]{cursor:pointer} .df-table tr[data-do]:hover{background:var(--background-fill-secondary)}
 .df-file{display:flex;gap:.6rem;align-items:center;text-align:left;overflow-wrap:anywhere;font-weight:inherit}
-.df-file img{width:45px;height:60px;object-fit:cover;border-radius:4px;margin:0} .df-file span{min-width:5rem} .df-title{display:none}
+.df-file img{width:45px;height:60px;object-fit:cover;border-radius:4px;margin:0} .df-file span{min-width:5rem;font-size:.9rem;
+line-height:1.3;display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden} .df-title{display:none}
 .df-corrected{font-weight:600;font-size:.9rem} .df-program pre{overflow-x:auto;font-size:.85rem;user-select:all}
 @media (max-width:640px){.df-scroll{max-height:70vh} .df-table thead tr{display:flex;flex-wrap:wrap;gap:0 .8rem}
 .df-scroll .df-table thead th{position:static;border:0!important;padding:.2rem 0} .df-table tbody tr{display:block;padding:.3rem 0 .5rem}
