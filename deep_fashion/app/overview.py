@@ -96,7 +96,7 @@ _OVERVIEW = html_template("""<div class="df-tools"><span>{{ counted }}</span>
 <span>{{ c.name }}{% if c.code %} <span class="df-code">{{ c.code }}</span>{% endif %}
 {% if c.corrected %} <span class="df-corrected">corrected</span>{% else %}
  <span class="df-quiet">{{ c.probability|percent }}</span>{% endif %}
-{% if c.is_unsure %} <span title="unsure">?</span>{% endif %}</span></td>
+{% if c.is_unsure %}&nbsp;<span title="unsure">?</span>{% endif %}</span></td>
 {% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if heads %}<p class="df-legend"><span class="df-unsure">tag ?</span> unsure: {{ legend }}</p>{% endif %}""")
@@ -117,7 +117,7 @@ def _row(session, i, limits):
 def _head(number, attribute, order):
     "The head of a column; a click sorts by it, another one reverses the order."
     is_up, is_down = order == f'{number}', order == f'-{number}'
-    return dict(text=spaced(attribute), order=f'-{number}' if is_up else f'{number}', arrow='▲' if is_up else '▼' if is_down else '',
+    return dict(text=spaced(attribute), order=f'-{number}' if is_up else f'{number}', arrow='▲' if is_up else '▼' if is_down else '↕',
                 sort='ascending' if is_up else 'descending' if is_down else 'none')
 
 def _counted(session, positions, start, limits):

@@ -82,7 +82,7 @@ def _page_components(vocab, has_password=False):
     ui = SimpleNamespace(session=gr.State(PhotoSession(), time_to_live=KEPT_SECONDS))
     gr.Markdown(_INTRODUCTION.format(attributes=", ".join(map(spaced, vocab.attributes))))
     label = f"Photos, up to {BOUNDS.visit} of at most {BOUNDS.megabytes} MB each, {BOUNDS.body} MB at a time"
-    ui.uploads = gr.File(label=label, file_count='multiple', file_types=['image'], height=140)
+    ui.uploads = gr.File(label=label, file_count='multiple', file_types=['image'], height=160)
     ui.uploads.preprocess = _paths_and_names
     ui.status = gr.HTML(elem_id='status')
     with gr.Row(visible=False) as ui.results:
