@@ -2,6 +2,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -54,7 +55,7 @@ def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples,
     tab.set_input_files("input[type=file]", [*(samples.images / name for name in names), tmp_path / "notes.jpg"])
     tab.get_by_role("status").filter(has_text="2 photos tagged, 1 could not be read").wait_for()
     table = tab.get_by_role("table")
-    assert all(table.get_by_role("rowheader", name=name).is_visible() for name in names)
+    assert all(table.get_by_role("rowheader").filter(has_text=name).get_by_role("button").is_visible() for name in names)
     assert table.get_by_text("cannot be read as an image").is_visible()
     # The map is chosen by keyboard.
     tab.get_by_label("the photo alone").focus()
@@ -65,7 +66,7 @@ def test_a_person_uploads_looks_corrects_and_downloads(browser, served, samples,
     tab.get_by_role("option", name="polo").click()
     tab.get_by_role("button", name="Save corrections").click()
     tab.get_by_role("status").filter(has_text="neck polo").wait_for()
-    assert table.get_by_text("polo corrected").is_visible()
+    assert "polo 2 corrected" in table.inner_text()
     with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
     tags = pd.read_csv(download.value.path(), dtype=str, keep_default_na=False).set_index("filename")
     assert list(tags.index) == names and tags.neck[names[0]] == "2" and tags.neck_confidence[names[0]] == "#N/A"
@@ -87,19 +88,94 @@ def test_two_photos_with_one_name_keep_their_own_corrections(browser, served, sa
     tab.set_input_files("input[type=file]", photos)
     tab.get_by_role("status").filter(has_text="2 photos tagged").wait_for()
     for row, label in ((1, "dotted"), (2, "striped")):
-        tab.get_by_label("Photo", exact=True).click()
-        tab.get_by_role("option", name=f"twice.jpg (row {row})").click()
+        tab.get_by_role("table").get_by_role("row").nth(row).click()
+        tab.get_by_role("table").get_by_role("row").nth(row).and_(tab.locator(".df-chosen")).wait_for()
         tab.get_by_label("pattern is really").click()
         tab.get_by_role("option", name=label).click()
         tab.get_by_role("button", name="Save corrections").click()
         tab.get_by_role("status").filter(has_text=f"pattern {label}").wait_for()
         first, second = tab.get_by_role("table").get_by_role("row").filter(has_text="twice.jpg").all()
         assert "corrected" in first.inner_text() and ("corrected" in second.inner_text()) == (label == "striped")
-    assert "dotted corrected" in first.inner_text() and "striped corrected" in second.inner_text()
+    assert "dotted 3 corrected" in first.inner_text() and "striped 1 corrected" in second.inner_text()
     with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
     assert list(pd.read_csv(download.value.path(), dtype=str).pattern) == ["3", "1"]
     stored = pd.read_csv(corrections, dtype=str).query("filename == 'twice.jpg'").set_index("sha256").pattern
     assert dict(stored) == {sha256(photo.read_bytes()).hexdigest(): label for photo, label in zip(photos, "31")} and tab.errors == []
+
+
+def drop(tab, photos, then):
+    "Drop photos on the page and wait for its answer."
+    tab.set_input_files("input[type=file]", photos)
+    tab.get_by_role("status").filter(has_text=then).wait_for()
+
+
+def test_later_photos_are_added_the_same_once_and_the_page_can_be_cleared(browser, served, samples):
+    address, corrections = served
+    photos = [samples.images / f"shirt-{i:05}-1.jpg" for i in range(1, 5)]
+    tab = browser(width=1280)
+    tab.goto(address)
+    drop(tab, photos[:2], "2 photos tagged.")
+    drop(tab, photos[1:], "2 photos tagged, 1 already on the page.")
+    drop(tab, photos[:1], "0 photos tagged, 1 already on the page.")
+    rows = tab.get_by_role("table").locator("tbody tr")
+    assert [photo.name in row.inner_text() for photo, row in zip(photos, rows.all(), strict=True)] == [True] * 4
+    assert rows.first.locator("img").evaluate("image => image.naturalWidth > 20")
+    with tab.expect_download() as download: tab.get_by_role("button", name="Download as CSV").click()
+    assert list(pd.read_csv(download.value.path()).filename) == [photo.name for photo in photos]
+    kept = corrections.read_bytes()
+    tab.get_by_role("button", name="Clear the page").click()
+    tab.get_by_role("status").filter(has_text="The page is empty").wait_for()
+    assert rows.count() == 0 and corrections.read_bytes() == kept and tab.errors == []
+    drop(tab, photos[:1], "1 photo tagged.")
+    assert rows.count() == 1
+
+
+def test_a_row_is_chosen_by_keyboard_and_the_table_sorted(browser, served, samples):
+    photos = [samples.images / f"shirt-{i:05}-1.jpg" for i in range(1, 6)]
+    tab = browser(width=1280)
+    tab.goto(served[0])
+    drop(tab, photos, "5 photos tagged.")
+    table = tab.get_by_role("table")
+    table.get_by_role("button", name=photos[3].name).focus()
+    tab.keyboard.press("Enter")
+    tab.locator(".df-photo figcaption").filter(has_text=photos[3].name).wait_for()
+    tab.get_by_role("button", name="next photo").click()
+    tab.locator(".df-photo figcaption").filter(has_text=photos[4].name).wait_for()
+    assert photos[4].name in table.locator("tr.df-chosen").inner_text()
+    head = table.locator("th", has_text="neck").first
+    def confidences(): return [int(text.rstrip("%")) for text in table.locator("tbody td:nth-child(2) .df-quiet").all_inner_texts()]
+    for direction, is_reversed in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        table.locator(f"th[aria-sort={direction}]", has_text="neck").wait_for()
+        assert confidences() == sorted(confidences(), reverse=is_reversed) and len(confidences()) == 5
+    # A tint marks what the legend calls unsure, and the tags that are counted.
+    counted = tab.locator(".df-tools").inner_text()
+    assert f"5 photos, {table.locator('td.df-unsure').count()} of 15 tags unsure" in counted
+    assert "unsure: " in tab.locator(".df-legend").inner_text() and tab.errors == []
+
+
+def test_names_of_files_are_text(browser, served, samples, tmp_path):
+    odd = tmp_path / "${1+1}{{value}}<i>&.jpg"
+    odd.write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
+    tab = browser(width=1280)
+    tab.goto(served[0])
+    drop(tab, odd, "1 photo tagged.")
+    assert tab.get_by_role("table").get_by_role("button", name=odd.name, exact=False).count() == 1
+    assert odd.name in tab.locator(".df-photo figcaption").inner_text() and tab.errors == []
+
+
+def test_the_example_for_programs_works_as_it_is(browser, served, samples, tmp_path):
+    tab = browser(width=1280)
+    tab.goto(served[0])
+    tab.get_by_text("Use it from a program").click()
+    program = tab.locator(".df-program code")
+    program.filter(has_text=served[0]).wait_for()
+    (tmp_path / "photo.jpg").write_bytes((samples.images / "shirt-00001-1.jpg").read_bytes())
+    command = [sys.executable, "-c", program.inner_text()]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    tags = [line.split() for line in ran.stdout.splitlines() if line.split()[0] in ("neck", "sleeve_length", "pattern")]
+    assert len(tags) == 3 and all(0 < float(tag[-1]) <= 1 for tag in tags)
 
 
 def test_on_a_phone_nothing_sticks_out(browser, served, samples):

@@ -48,6 +48,8 @@ class Bounds(NamedTuple):
     at_once: int = 100 # Requests of an address at the same time
     connections: int = 500
     ending: int = 30 # Seconds for requests to be finished when the server ends
+    visit: int = 500 # Photos on the page of a visitor
+    copies: int = 1000 # Megabytes of the copies on the pages of all visitors
 
     @property
     def file_size(self) -> int:
