@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
            'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings',
-           'BodiesSettings', 'SweepSettings']
+           'BodiesSettings', 'SweepSettings', 'SelectSettings', 'ExportLabelsSettings', 'ImportLabelsSettings',
+           'LearningCurveSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
@@ -200,3 +201,66 @@ class SweepSettings(CommandSettings):
     @field_validator('name')
     @classmethod
     def _is_part_of_a_path(cls, name): return checked_run_name(name, 'name')
+
+# %% ../nbs/06_commands.ipynb #6fe42f7a
+class SelectSettings(CommandSettings):
+    "What a choice of photos to label can be given."
+    img_dir: Path = common.img_dir
+    out: Path = option(Path('to_label.csv'), "new table: the chosen photos with empty columns, then the labels so far", metavar='CSV')
+    n: int = option(100, "photos to choose, one per product", metavar='N', ge=1)
+    attributes: Words|None = option(None, "the columns to fill in (default: those of the tagger, or of the labels so far)", metavar='A,B')
+    labels: Path|None = option(None, "table of the labels so far, whose photos are not chosen again", metavar='CSV')
+    model: Path|None = option(None, "tagger trained on these labels: photos it is unsure of are chosen", metavar='RUN')
+    strategy: Literal['coverage', 'uncertainty', 'random']|None = option(
+        None, "coverage: photos that are like many others; uncertainty: photos the tagger is unsure of; random: for an unbiased score "
+              "(default: uncertainty with a tagger, else coverage)")
+    photos: int = option(2000, "look at so many photos at most, drawn at random", metavar='N', ge=1)
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    random_seed: int = common.random_seed
+    batch_size: int = common.batch_size
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16
+    trust: bool = common.trust
+
+class ExportLabelsSettings(CommandSettings):
+    "What an export to another labelling tool can be given."
+    csv_path: Path = option(..., "table of labels, of tags, or of photos to review", metavar='CSV')
+    img_dir: Path = common.img_dir
+    out: Path = option(..., "new folder for the export", metavar='DIR')
+    format: Literal['label_studio', 'fiftyone'] = option('label_studio', "the labelling tool")
+    names: Path|None = common.names
+    model: Path|None = option(None, "tagger whose classes can be chosen", metavar='RUN')
+    attributes: Words|None = common.attributes
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    trust: bool = common.trust
+
+class ImportLabelsSettings(CommandSettings):
+    "What an import from another labelling tool can be given."
+    source: Path = option(..., "JSON or JSON-MIN of Label Studio, or the folder of a FiftyOneDataset", metavar='FILE')
+    out: Path = option(Path('labels.csv'), "new table, which train takes as --csv_path or --corrections", metavar='CSV')
+
+class LearningCurveSettings(CommandSettings):
+    "What a learning curve can be given."
+    csv_path: Path = common.csv_path
+    img_dir: Path = common.img_dir
+    out: Path|None = option(None, "new picture of the curve", metavar='PNG')
+    attributes: Words|None = common.attributes
+    title_column: str|None = common.title_column
+    group_column: str|None = common.group_column
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    labels_map: Path|None = common.labels_map
+    catch_all: str|dict[str, str] = Settings.model_fields['catch_all']
+    crops: Literal['whole', 'garment']|None = Settings.model_fields['crops']
+    size: Size|None = Settings.model_fields['size']
+    random_seed: int = common.random_seed
+    batch_size: int = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=2, le=2**16)
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16
