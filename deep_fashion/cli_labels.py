@@ -44,8 +44,9 @@ def run_export_labels(settings:ExportLabelsSettings) -> int:
         print(f"next, in Python: fiftyone.Dataset.from_dir({str(settings.out)!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
         return 0
     print("next: start Label Studio as\n  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true "
-          f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT='{folder.parent}' label-studio\nmake a project with the interface {settings.out/'config.xml'}, add local files as its storage (Settings, Cloud "
-          f"Storage; path {folder}; no sync), and import {settings.out/'tasks.json'}")
+          f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT='{folder.parent}' label-studio\n"
+          f"make a project with the interface {settings.out/'config.xml'}, add the folder {folder} to it as local files "
+          f"(Settings, Cloud Storage; no sync is needed), and import {settings.out/'tasks.json'}")
     return 0
 
 def run_import_labels(settings:ImportLabelsSettings) -> int:

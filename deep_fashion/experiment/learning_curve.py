@@ -138,5 +138,6 @@ def curve_as_text(
         if len(of_attribute) < 2: continue
         before, last = of_attribute.iloc[-2], of_attribute.iloc[-1]
         gain = last.macro_f1 - before.macro_f1
-        lines.append(f"{attribute}: the last {last.labels - before.labels} labels changed macro-F1 by {gain:+.3f}, from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
+        lines.append(f"{attribute}: the last {last.labels - before.labels} labels changed macro-F1 by {gain:+.3f}, "
+                     f"from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
     return "\n".join(lines)
