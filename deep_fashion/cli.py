@@ -26,12 +26,11 @@ with handling_stops():
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
-    from deep_fashion.cli_labels import run_export_labels, run_import_labels, run_learning_curve, run_select
+    from deep_fashion.cli_labels import LABEL_COMMANDS
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
-                                       EvaluateSettings, ExportLabelsSettings, ExportSettings, ImportLabelsSettings,
-                                       LearningCurveSettings, PhotoSettings, RunSettings, RunsSettings, SelectSettings,
-                                       ServeSettings, SweepSettings, TagSettings)
+                                       EvaluateSettings, ExportSettings, PhotoSettings, RunSettings, RunsSettings, ServeSettings,
+                                       SweepSettings, TagSettings)
 
 
 # %% ../nbs/98_cli.ipynb #426f06f1
@@ -275,21 +274,7 @@ COMMANDS = [
             "and compare its labels with PyTorch's. Needs the extra: pip install 'deep_fashion[export]'; for OpenVINO [fast], too.",
             ("export --model runs/first --img_dir new --out first-onnx",
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
-    Command('select', run_select, SelectSettings, "choose photos worth labelling",
-            "Choose photos to label, one per product: those that are like many others, with a tagger those it is unsure of (active learning).",
-            ("select --img_dir images --attributes neck,sleeve --out round1.csv",
-             "select --img_dir images --labels round1.csv --model runs/first --out round2.csv")),
-    Command('learning-curve', run_learning_curve, LearningCurveSettings, "how scores grow with the number of labels",
-            "Score linear probes, fitted on more and more of the labels, on held-out products.",
-            ("learning-curve --csv_path attributes.csv --img_dir images",
-             "learning-curve --csv_path attributes.csv --img_dir images --out curve.png")),
-    Command('export-labels', run_export_labels, ExportLabelsSettings, "take labels and suggestions to Label Studio or FiftyOne",
-            "Write tasks and an interface for Label Studio, or a data set for FiftyOne. Photos are not copied.",
-            ("export-labels --csv_path tags.review.csv --img_dir images --model runs/first --out studio",
-             "export-labels --csv_path attributes.csv --img_dir images --out set --format fiftyone")),
-    Command('import-labels', run_import_labels, ImportLabelsSettings, "bring labels back from Label Studio or FiftyOne",
-            "Make a table of what was labelled in Label Studio (JSON) or FiftyOne (FiftyOneDataset).",
-            ("import-labels project-1.json --out labels.csv", "import-labels exported_set --out labels.csv"), ('source',)),
+    *(Command(*o) for o in LABEL_COMMANDS),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
             "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
             ("demo", "demo --out elsewhere"))]

@@ -40,8 +40,10 @@ def test_what_cannot_be_chosen_is_refused(refused, samples):
 @pytest.mark.parametrize("tool", ["label_studio", "fiftyone"])
 def test_labels_survive_another_tool(command, samples, table, tool):
     names = read(samples.csv).filename.unique()[:3]
-    source = table("\n".join(["filename;neck type/ä;\"<b> & \"\"c\"\"\";photo", f"{names[0]};round, wide;a & b;1", f"{names[1]};\"<v>\";x;2"]))
-    assert command("export-labels", "--csv_path", source, "--img_dir", samples.images, "--out", "out", "--format", tool).status == 0
+    header = "filename;neck type/ä;\"<b> & \"\"c\"\"\";photo"
+    source = table("\n".join([header, f"{names[0]};round, wide;a & b;1", f"{names[1]};\"<v>\";x;2"]))
+    given = ["--csv_path", source, "--img_dir", samples.images]
+    assert command("export-labels", *given, "--out", "out", "--format", tool).status == 0
     result = command("import-labels", "out" if tool == "fiftyone" else "out/tasks.json", "--out", "back.csv")
     assert result.status == 0, result.err
     assert read("back.csv").iloc[:, 1:].values.tolist() == [["round, wide", "a & b", "1"], ["<v>", "x", "2"]]
