@@ -61,7 +61,7 @@ def run_import_labels(settings:ImportLabelsSettings) -> int:
 # %% ../nbs/97_cli_labels.ipynb #8c98d567
 LABEL_COMMANDS = [
     ('select', run_select, SelectSettings, "choose photos worth labelling",
-            "Choose photos to label, one per product: those that are like many others, with a tagger those it is unsure of (active learning).",
+            "Choose photos to label, one per product: those that are like many others, with a tagger those it is unsure of.",
             ("select --img_dir images --attributes neck,sleeve --out round1.csv",
              "select --img_dir images --labels round1.csv --model runs/first --out round2.csv")),
     ('learning-curve', run_learning_curve, LearningCurveSettings, "how scores grow with the number of labels",
