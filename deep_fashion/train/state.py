@@ -10,6 +10,7 @@ __all__ = ['settings_of', 'unknown_setting', 'loader_key', 'before_heads', 'netw
 import hashlib
 import os
 import random
+import re
 from copy import deepcopy
 from dataclasses import is_dataclass
 from functools import partial
@@ -108,7 +109,9 @@ def network_key(
     for values in (*parameters, *buffers): digest.update(_bytes_of(values))
     # The classes matter to the heads alone.
     settings = [[pair for pair in settings_of(o) if pair[0] != 'sizes' or o is not model] for o in modules]
-    return [repr((model.body, model.pool, model.crops)), settings, digest.digest()]
+    # A bundle has decimals where a new network has whole numbers.
+    crops = re.sub(r'=(\d+)\.0\b', r'=\1', repr(model.crops))
+    return [f'({model.body!r}, {model.pool!r}, {crops})', settings, digest.digest()]
 
 # %% ../../nbs/49_train.state.ipynb #eb07f829
 def _generator_states():
