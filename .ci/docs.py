@@ -9,41 +9,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).resolve().parent.parent
-# One line per room: what it takes and what it gives.
-ROOMS = {
-    "": "Foundations and faces",
-    "data": "From a CSV and a folder of photos to fastai's `DataLoaders`",
-    "model": "From the name of an architecture to a network with one head per attribute",
-    "metrics": "From predictions and labels to scores",
-    "train": "From `DataLoaders` to a trained learner",
-    "evaluate": "What a learner looks at and gets wrong, and what is wrong with the data",
-    "report": "From scores and findings to plots and pages",
-    "predict": "From a model file and photos to tags",
-    "experiment": "From settings to a run folder",
-    "app": "The page in the browser",
-}
-
-
-def notebooks(): return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 def tutorials(): return sorted((ROOT / "nbs").glob("tutorial.*.ipynb"), key=lambda path: (path.stem != "tutorial.walkthrough", path.stem))
-def module_of(path): return path.stem.partition("_")[2]
-def room_of(path): return module_of(path).rpartition(".")[0]
-
-
-def heading(path):
-    "Title and one-line purpose of a notebook."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    found = re.match(r"#\s+(.+?)\s*(?:\n+>\s*(.+))?(?:\n|$)", "".join(cells[0]["source"]))
-    return found[1], found[2] or ""
-
-
-def rooms():
-    "Room -> its notebooks, in the order in which data flows."
-    found = {room: [path for path in notebooks() if room_of(path) == room] for room in ROOMS}
-    unknown = {room_of(path) for path in notebooks()} - set(ROOMS)
-    assert not unknown, f"describe the room in ROOMS: {unknown}"
-    return found
 
 
 def room_page(room, paths):
