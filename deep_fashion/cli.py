@@ -205,6 +205,7 @@ def run_serve(settings:ServeSettings) -> int:
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
     from deep_fashion.experiment.demo import demo
+    print("demo: drawn photos, the default recipe; photos of a real catalogue are harder")
     print_run(demo(settings))
     print(f"a further photo and its tags: {settings.out/'labelled.png'}, {settings.out/'photo.csv'}")
     return 0
@@ -274,7 +275,8 @@ COMMANDS = [
             ("export --model runs/first --img_dir new --out first-onnx",
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
-            "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
+            "Draw sample photos, train a tagger on them with the default recipe and the installed weights, leave the run and a labelled "
+            "photo. Needs no download, and takes a minute or two.",
             ("demo", "demo --out elsewhere"))]
 ALIASES = dict(test=['predict'])
 
