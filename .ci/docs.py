@@ -37,7 +37,7 @@ def command_page(name, command):
     "What `deep_fashion NAME --help` prints."
     import cloup
     # The width of a terminal would be that of whoever builds the pages.
-    settings = cloup.Context.settings(help_option_names=["-h", "--help"], terminal_width=88)
+    settings = cloup.Context.settings(help_option_names=["-h", "--help"], terminal_width=90)
     text = command.get_help(cloup.Context(command, info_name=f"deep_fashion {name}", **settings))
     summary = command.short_help or command.help.split(".")[0]
     return f"---\ntitle: {name}\n---\n\n# {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{text}\n```\n"
