@@ -283,8 +283,8 @@ ALIASES = dict(test=['predict'])
 # %% ../nbs/98_cli.ipynb #5dea35b2
 def _config_options():
     "By group."
-    return dict(everyday=[cloup.Option(['--config'], type=click.Path(), metavar='TOML',
-                                       help="file with settings, such as runs/NAME/config.toml; other options override it")],
+    return dict(input=[cloup.Option(['--config'], type=click.Path(), metavar='TOML',
+                                    help="file with settings, such as runs/NAME/config.toml; other options override it")],
                 output=[cloup.Option(['--show_config'], is_flag=True,
                                      help="print the settings as a configuration file, and train nothing")])
 

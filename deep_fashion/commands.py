@@ -21,7 +21,7 @@ class AnalyzeSettings(CommandSettings):
     "What the audit of a table can be given."
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path = option(Path('analysis'), "new folder for what is found", metavar='DIR')
+    out: Path = option(Path('analysis'), "new folder for what is found", 'output', metavar='DIR')
     names: Path|None = common.names
     attributes: Words|None = common.attributes
     run: Path|None = option(None, "folder of a run, runs/NAME: labels that contradict its predictions are listed", metavar='DIR')
@@ -38,7 +38,7 @@ class TagSettings(CommandSettings):
     "What tagging a catalogue can be given."
     model: Path = common.model
     img_dir: Path = common.img_dir
-    out_csv: Path = option(..., "new file: filename, one column per attribute, one <attribute>_confidence each", metavar='CSV')
+    out_csv: Path = option(..., "new file: filename, one column per attribute, one <attribute>_confidence each", 'output', metavar='CSV')
     csv_path: Path|None = common.photo_list
     min_precision: float|None = option(
         None, "leave a label empty unless labels this certain reach this precision, such as 0.95; photos to review go to "
@@ -60,7 +60,8 @@ class EvaluateSettings(CommandSettings):
     model: Path = common.model
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", metavar='JSON')
+    out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", 'output',
+                            metavar='JSON')
     use_titles: bool = common.use_titles
     title_column: str|None = common.title_column
     group_column: str|None = common.averaged_column
@@ -78,17 +79,18 @@ class EvaluateSettings(CommandSettings):
 class PhotoSettings(CommandSettings):
     "What tagging one photo can be given."
     model: Path = common.model
-    input: Path = option(..., "the photo", flags=('-i',), metavar='IMAGE')
-    out_image: Path|None = option(None, "new file for the labelled picture", metavar='PNG')
-    out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", metavar='CSV')
+    input: Path = option(..., "the photo", 'input', ('-i',), metavar='IMAGE')
+    out_image: Path|None = option(None, "new file for the labelled picture", 'output', metavar='PNG')
+    out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", 'output', metavar='CSV')
     explain: bool = option(False, "draw into the labelled picture where the evidence for each attribute lies")
     trust: bool = common.trust
 
 class ConvertSettings(CommandSettings):
     "What a conversion for OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", metavar='DIR')
-    out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", metavar='DIR')
+    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", 'input', metavar='DIR')
+    out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", 'output',
+                       metavar='DIR')
     precision: Literal['bfloat16', 'int8'] = option('int8', "number format the network computes in")
     csv_path: Path|None = common.photo_list
     photos: int = option(300, "photos to calibrate on, and as many again to compare on", metavar='N', ge=1)
@@ -98,8 +100,9 @@ class ConvertSettings(CommandSettings):
 class ExportSettings(CommandSettings):
     "What an export for ONNX Runtime or OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", metavar='DIR')
-    out: Path = option(..., "new folder for the exported tagger", metavar='DIR')
+    img_dir: Path = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", 'input',
+                           metavar='DIR')
+    out: Path = option(..., "new folder for the exported tagger", 'output', metavar='DIR')
     format: Literal['onnx', 'openvino'] = option('onnx', "what computes the network")
     csv_path: Path|None = common.photo_list
     photos: int = option(200, "photos to compare on", metavar='N', ge=1)
@@ -115,7 +118,7 @@ class AppSettings(CommandSettings):
     "What the page in the browser can be given."
     model: Path = common.model
     port: int = option(7860, "port of the page on this computer", metavar='N', ge=1, le=65535)
-    corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", metavar='CSV')
+    corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", 'output', metavar='CSV')
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     trust: bool = common.trust
@@ -146,11 +149,11 @@ class CompareSettings(CommandSettings):
     runs: Words = option(..., "names of runs in runs_dir, or their folders; the others are compared with the first",
                              metavar='A B [C ...]')
     runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
-    out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", metavar='HTML')
+    out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", 'output', metavar='HTML')
 
 class DemoSettings(CommandSettings):
     "What the demo can be given."
-    out: Path = option(Path('demo'), "new folder", metavar='DIR')
+    out: Path = option(Path('demo'), "new folder", 'output', metavar='DIR')
 
 class BodiesSettings(CommandSettings):
     "What a comparison of bodies can be given."
@@ -158,7 +161,7 @@ class BodiesSettings(CommandSettings):
                          metavar='A,B,C+D')
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", metavar='DIR')
+    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", 'output', metavar='DIR')
     photos: int|None = option(None, "compare on so many labelled photos at most, whole products drawn at random (default: all)",
                               metavar='N', ge=2)
     names: Path|None = common.names
@@ -183,8 +186,9 @@ class BodiesSettings(CommandSettings):
 # %% ../nbs/06_commands.ipynb #43fae03d
 class SweepSettings(CommandSettings):
     "What a search over settings can be given."
-    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", metavar='TOML')
-    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", metavar='NAME')
+    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", 'input',
+                                           metavar='TOML')
+    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", 'output', metavar='NAME')
     trials: int|None = option(None, "trials in all, those of earlier calls included (default: 20; of a grid, all combinations)",
                               metavar='N', ge=1, le=100_000)
     jobs: int = option(1, "trials at the same time, each in a process of its own", metavar='N', ge=1, le=64)
