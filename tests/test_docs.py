@@ -106,6 +106,7 @@ def test_every_command_has_a_page_of_its_help(site):
 def test_search_from_disk_finds_prose_before_functions(site, browser):
     page = browser(1280)
     page.goto((site[1] / "index.html").as_uri())
+    page.click(".md-search__input")
     page.wait_for_function("document.querySelector('.md-search-result__meta').textContent.includes('Type to start')")
     page.fill(".md-search__input", "catch-all classes")
     page.wait_for_selector(".md-search-result__item a")
