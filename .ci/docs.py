@@ -1,6 +1,6 @@
-"""What the documentation is made of: tutorials, the notebooks of every room, and a page of functions per module.
+"""What the documentation is made of: guides, tutorials, a page per command, the notebooks of every room, a page of functions per module.
 
-A room is a subpackage; order and names follow the file names, so that a new notebook finds its place by itself."""
+Order and names follow the file names, so that a new notebook finds its place by itself; commands come from the program's own help."""
 import ast
 import json
 import re
@@ -9,67 +9,62 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).resolve().parent.parent
-# One line per room: what it takes and what it gives.
-ROOMS = {
-    "": "Foundations and faces",
-    "data": "From a CSV and a folder of photos to fastai's `DataLoaders`",
-    "model": "From the name of an architecture to a network with one head per attribute",
-    "metrics": "From predictions and labels to scores",
-    "train": "From `DataLoaders` to a trained learner",
-    "evaluate": "What a learner looks at and gets wrong, and what is wrong with the data",
-    "report": "From scores and findings to plots and pages",
-    "predict": "From a model file and photos to tags",
-    "experiment": "From settings to a run folder",
-    "app": "The page in the browser",
-}
+from rooms import ROOMS, ROOT, heading, module_of, notebooks, room_title, rooms
 
 
-def notebooks(): return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+def guides(): return sorted((ROOT / "nbs").glob("guide.*.ipynb"))
 def tutorials(): return sorted((ROOT / "nbs").glob("tutorial.*.ipynb"), key=lambda path: (path.stem != "tutorial.walkthrough", path.stem))
-def module_of(path): return path.stem.partition("_")[2]
-def room_of(path): return module_of(path).rpartition(".")[0]
-
-
-def heading(path):
-    "Title and one-line purpose of a notebook."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    found = re.match(r"#\s+(.+?)\s*(?:\n+>\s*(.+))?(?:\n|$)", "".join(cells[0]["source"]))
-    return found[1], found[2] or ""
-
-
-def rooms():
-    "Room -> its notebooks, in the order in which data flows."
-    found = {room: [path for path in notebooks() if room_of(path) == room] for room in ROOMS}
-    unknown = {room_of(path) for path in notebooks()} - set(ROOMS)
-    assert not unknown, f"describe the room in ROOMS: {unknown}"
-    return found
 
 
 def room_page(room, paths):
     "A table of the modules of a room: name, purpose, functions."
-    lines = [f"# {room or 'foundations'}", "", ROOMS[room], "", "| module | purpose | |", "|---|---|---|"]
-    return (
-        "\n".join(
-            lines
-            + [f"| [{module_of(path)}](../{path.name}) | {heading(path)[1]} | [functions](../api/{module_of(path)}.md) |" for path in paths]
-        )
-        + "\n"
-    )
+    lines = [f"# {room_title(room).capitalize()}", "", f"{ROOMS[room]}.", "", "| module | purpose | |", "|---|---|---|"]
+    for path in paths:
+        name = module_of(path)
+        lines.append(f"| [{heading(path)[0]}](../{path.name}) | {heading(path)[1]} | [functions](../api/{name}.md) |")
+    return "\n".join(lines) + "\n"
+
+
+def all_commands():
+    "Every command and every part of one: its name and its description by click."
+    from deep_fashion.cli import command_line
+    for name, command in command_line().commands.items():
+        yield name, command
+        for part, described in getattr(command, "commands", {}).items(): yield f"{name} {part}", described
+
+
+def command_page(name, command):
+    "What `deep_fashion NAME --help` prints."
+    import cloup
+    # The width of a terminal would be that of whoever builds the pages.
+    settings = cloup.Context.settings(help_option_names=["-h", "--help"], terminal_width=90)
+    text = command.get_help(cloup.Context(command, info_name=f"deep_fashion {name}", **settings))
+    summary = command.short_help or command.help.split(".")[0]
+    return f"---\ntitle: {name}\n---\n\n# {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{text}\n```\n"
+
+
+def command_file(name): return f"commands/{name.replace(' ', '_')}.md"
+
+
+def commands_page():
+    "A table of all commands."
+    rows = [f"| [{name}]({Path(command_file(name)).name}) | {command.short_help} |" for name, command in all_commands()]
+    return "# Commands\n\nWhat `--help` prints, command by command.\n\n| command | purpose |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def on_config(config):
     "The navigation."
     sections = [
-        {room or "foundations": [f"rooms/{room or 'foundations'}.md", *({heading(path)[0]: path.name} for path in paths)]}
+        {room_title(room).capitalize(): [f"rooms/{room_title(room)}.md", *({heading(path)[0]: path.name} for path in paths)]}
         for room, paths in rooms().items()
     ]
-    functions = [{module_of(path): f"api/{module_of(path)}.md"} for path in notebooks()]
     config.nav = [
         {"Home": "index.ipynb"},
         {"Tutorials": [{heading(path)[0]: path.name} for path in tutorials()]},
-        *sections,
-        {"Functions": functions},
+        {"Guides": [{heading(path)[0]: path.name} for path in guides()]},
+        {"Commands": ["commands/index.md", *({name: command_file(name)} for name, _ in all_commands())]},
+        {"Rooms": sections},
+        {"Functions": [{module_of(path): f"api/{module_of(path)}.md"} for path in notebooks()]},
     ]
     return config
 
@@ -109,8 +104,20 @@ def for_readers(notebook):
     return {**notebook, "cells": kept}
 
 
+def generated_pages():
+    "Pages that no notebook has: address -> Markdown, or the text of another file."
+    yield "assets/site.css", (ROOT / ".ci" / "docs.css").read_text(encoding="utf-8")
+    yield "assets/iframe-worker.js", (ROOT / ".ci" / "docs_search.js").read_text(encoding="utf-8")
+    yield "commands/index.md", commands_page()
+    for name, command in all_commands(): yield command_file(name), command_page(name, command)
+    for room, paths in rooms().items(): yield f"rooms/{room_title(room)}.md", room_page(room, paths)
+    for path in notebooks():
+        name = module_of(path)
+        yield f"api/{name}.md", f"# {name}\n\n::: deep_fashion.{name}\n"
+
+
 def on_files(files, config):
-    "Notebooks for readers, a page per room and a page per module."
+    "Notebooks for readers, and the pages that are made here."
     folder = Path(tempfile.mkdtemp())
     for file in files:
         if not file.src_uri.endswith(".ipynb"): continue
@@ -118,14 +125,31 @@ def on_files(files, config):
         path.write_text(json.dumps(for_readers(json.loads(Path(file.abs_src_path).read_text(encoding="utf-8")))), encoding="utf-8")
         # The path was computed when it was read above and would be kept, so it is replaced here and in the file mkdocs-jupyter wraps.
         for wrapped in (file, getattr(file, "file", file)): wrapped.abs_src_path = str(path)
-    for room, paths in rooms().items():
-        files.append(File.generated(config, f"rooms/{room or 'foundations'}.md", content=room_page(room, paths)))
-    for path in notebooks():
-        name = module_of(path)
-        files.append(File.generated(config, f"api/{name}.md", content=f"# {name}\n\n{heading(path)[1]}\n\n::: deep_fashion.{name}\n"))
+    for address, text in generated_pages(): files.append(File.generated(config, address, content=text))
     return files
 
 
-def on_page_content(html, **_):
-    "Links between notebooks lead to their pages."
+def search_weight(address):
+    "How much more than others a page counts in searches: prose comes before the source, the source before lists of functions."
+    if address.startswith(("index", "guide.", "tutorial.")): return 8
+    if address.startswith(("commands/", "rooms/")): return 4
+    return .2 if address.startswith("api/") else 1
+
+
+def on_page_markdown(markdown, page, **_):
+    "Titles and weights that notebooks cannot hold."
+    page.meta["search"] = {"boost": search_weight(page.file.src_uri)}
+    if page.is_homepage: page.meta["title"] = "Home"
+    return markdown
+
+
+def on_page_content(html, page, **_):
+    "Links between notebooks lead to their pages; a notebook's own first heading would be the name in the navigation."
+    if page.is_homepage: page.title = "Home"
     return re.sub(r'(href="[\w./-]+)\.ipynb(["#])', r"\1.html\2", html)
+
+
+def on_page_context(context, page, config, **_):
+    "The title of the home page, in the browser's tab."
+    if page.is_homepage: page.meta["title"] = config.site_description
+    return context

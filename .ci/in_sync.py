@@ -2,6 +2,7 @@
 
 The check works on a copy, so it changes nothing and sees files that git does not know yet."""
 import difflib
+import json
 import re
 import shutil
 import subprocess
@@ -9,16 +10,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rooms import table_of_modules
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 MADE = ["nbs", "deep_fashion", "README.md"]
 
 
 def make(root):
-    "Clean the notebooks below `root`, export the modules, write the README."
+    "List all modules, clean the notebooks below `root`, export the modules, write the README."
+    list_modules(root)
     # Clean first: exported cells carry ids that cleaning settles.
     for command in ("nbdev_clean", "nbdev_export"): subprocess.run([BIN / command], cwd=root, check=True)
     (root / "README.md").write_text(readme(root / "nbs" / "index.ipynb"), encoding="utf-8")
+
+
+def list_modules(root):
+    "Write the last cell of the guide to the rooms: every notebook with its purpose."
+    path = root / "nbs" / "guide.rooms.ipynb"
+    guide = json.loads(path.read_text(encoding="utf-8"))
+    guide["cells"][-1]["source"] = table_of_modules(root).splitlines(keepends=True)
+    path.write_text(json.dumps(guide, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def readme(notebook):

@@ -42,6 +42,9 @@ from .data.corrections import *
 from .data.training_set import *
 from .data.classes import *
 from .data.vocab import *
+from .data.annotations import *
+from .data.label_studio import *
+from .data.fiftyone import *
 from .data.pixel_cache import *
 from .data.loaders import *
 from .data.block import *
@@ -68,6 +71,7 @@ from .train.feature_store import *
 from .train.learner import *
 from .train.linear_head import *
 from .train.linear_probe import *
+from .train.selection import *
 from .train.adaptation_data import *
 from .train.checkpoint import *
 from .train.adaptation import *
@@ -133,6 +137,9 @@ from .experiment.search_space import *
 from .experiment.search_study import *
 from .experiment.search_trial import *
 from .experiment.sweep import *
+from .experiment.learning_curve import *
+from .experiment.selection import *
+from .experiment.exchange import *
 
 # The module is made for this one import, so that everything public in it counts.
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -29,6 +29,7 @@ with handling_stops():
     from deep_fashion.cli_results import print_analysis, print_conversion, print_evaluation, print_export, print_run, print_tags
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
     from deep_fashion.cli_review import run_review
+    from deep_fashion.cli_labels import LABEL_COMMANDS
     from deep_fashion.options import command_options
     from deep_fashion.commands import (AnalyzeSettings, AppSettings, BodiesSettings, CompareSettings, ConvertSettings, DemoSettings,
                                        EvaluateSettings, ExportSettings, PhotoSettings, ReviewSettings, RunSettings, RunsSettings,
@@ -130,6 +131,7 @@ def run_serve(settings:ServeSettings) -> int:
 def run_demo(settings:DemoSettings) -> int:
     "Train on sample photos."
     from deep_fashion.experiment.demo import demo
+    print("demo: drawn photos, the default recipe; photos of a real catalogue are harder")
     print_run(demo(settings), f"a further photo and its tags: {settings.out/'labelled.png'}, {settings.out/'photo.csv'}")
     return 0
 
@@ -203,16 +205,18 @@ COMMANDS = [
             "and compare its labels with PyTorch's. Needs the extra: pip install 'deep_fashion[export]'; for OpenVINO [fast], too.",
             ("export --model runs/first --img_dir new --out first-onnx",
              "export --model runs/first --img_dir new --out first-openvino --format openvino")),
+    *(Command(*o) for o in LABEL_COMMANDS),
     Command('demo', run_demo, DemoSettings, "try everything on generated sample photos",
-            "Draw sample photos, train a tagger on them from scratch, leave the run and a labelled photo. Needs no download.",
+            "Draw sample photos, train a tagger on them with the default recipe and the installed weights, leave the run and a labelled "
+            "photo. Needs no download, and takes a minute or two.",
             ("demo", "demo --out elsewhere"))]
 ALIASES = dict(test=['predict'])
 
 # %% ../nbs/98_cli.ipynb #5dea35b2
 def _config_options():
     "By group."
-    return dict(everyday=[cloup.Option(['--config'], type=click.Path(), metavar='TOML',
-                                       help="file with settings, such as runs/NAME/config.toml; other options override it")],
+    return dict(input=[cloup.Option(['--config'], type=click.Path(), metavar='TOML',
+                                    help="file with settings, such as runs/NAME/config.toml; other options override it")],
                 output=[cloup.Option(['--show_config'], is_flag=True,
                                      help="print the settings as a configuration file, and train nothing")])
 

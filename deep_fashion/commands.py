@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['AnalyzeSettings', 'TagSettings', 'EvaluateSettings', 'PhotoSettings', 'ConvertSettings', 'ExportSettings',
            'AppSettings', 'ServeSettings', 'RunsSettings', 'RunSettings', 'CompareSettings', 'DemoSettings',
-           'BodiesSettings', 'SweepSettings', 'ReviewSettings']
+           'BodiesSettings', 'SweepSettings', 'SelectSettings', 'ExportLabelsSettings', 'ImportLabelsSettings',
+           'LearningCurveSettings', 'ReviewSettings']
 
 # %% ../nbs/06_commands.ipynb #12e726b5
 from pathlib import Path
@@ -21,7 +22,7 @@ class AnalyzeSettings(CommandSettings):
     "What the audit of a table can be given."
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path = option(Path('analysis'), "new folder for what is found", metavar='DIR')
+    out: Path = option(Path('analysis'), "new folder for what is found", 'output', metavar='DIR')
     names: Path|None = common.names
     attributes: Words|None = common.attributes
     run: Path|None = option(None, "folder of a run, runs/NAME: labels that contradict its predictions are listed", metavar='DIR')
@@ -38,7 +39,7 @@ class TagSettings(CommandSettings):
     "What tagging a catalogue can be given."
     model: Path = common.model
     img_dir: Path = common.img_dir
-    out_csv: Path = option(..., "new file: filename, one column per attribute, one <attribute>_confidence each", metavar='CSV')
+    out_csv: Path = option(..., "new file: filename, one column per attribute, one <attribute>_confidence each", 'output', metavar='CSV')
     csv_path: Path|None = common.photo_list
     min_precision: float|None = option(
         None, "leave a label empty unless labels this certain reach this precision, such as 0.95; photos to review go to "
@@ -62,7 +63,8 @@ class EvaluateSettings(CommandSettings):
     model: Path = common.model
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", metavar='JSON')
+    out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", 'output',
+                            metavar='JSON')
     use_titles: bool = common.use_titles
     title_column: str|None = common.title_column
     group_column: str|None = common.averaged_column
@@ -81,9 +83,9 @@ class EvaluateSettings(CommandSettings):
 class PhotoSettings(CommandSettings):
     "What tagging one photo can be given."
     model: Path = common.model
-    input: Path = option(..., "the photo", flags=('-i',), metavar='IMAGE')
-    out_image: Path|None = option(None, "new file for the labelled picture", metavar='PNG')
-    out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", metavar='CSV')
+    input: Path = option(..., "the photo", 'input', ('-i',), metavar='IMAGE')
+    out_image: Path|None = option(None, "new file for the labelled picture", 'output', metavar='PNG')
+    out_csv: Path|None = option(None, "new file for the row, with the columns of the training table", 'output', metavar='CSV')
     explain: bool = option(False, "draw into the labelled picture where the evidence for each attribute lies")
     trust: bool = common.trust
     names: Path|None = common.names
@@ -91,8 +93,9 @@ class PhotoSettings(CommandSettings):
 class ConvertSettings(CommandSettings):
     "What a conversion for OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", metavar='DIR')
-    out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", metavar='DIR')
+    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", 'input', metavar='DIR')
+    out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", 'output',
+                       metavar='DIR')
     precision: Literal['bfloat16', 'int8'] = option('int8', "number format the network computes in")
     csv_path: Path|None = common.photo_list
     photos: int = option(300, "photos to calibrate on, and as many again to compare on", metavar='N', ge=1)
@@ -102,8 +105,9 @@ class ConvertSettings(CommandSettings):
 class ExportSettings(CommandSettings):
     "What an export for ONNX Runtime or OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", metavar='DIR')
-    out: Path = option(..., "new folder for the exported tagger", metavar='DIR')
+    img_dir: Path = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", 'input',
+                           metavar='DIR')
+    out: Path = option(..., "new folder for the exported tagger", 'output', metavar='DIR')
     format: Literal['onnx', 'openvino'] = option('onnx', "what computes the network")
     csv_path: Path|None = common.photo_list
     photos: int = option(200, "photos to compare on", metavar='N', ge=1)
@@ -119,7 +123,7 @@ class AppSettings(CommandSettings):
     "What the page in the browser can be given."
     model: Path = common.model
     port: int = option(7860, "port of the page on this computer", metavar='N', ge=1, le=65535)
-    corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", metavar='CSV')
+    corrections: Path = option(Path('corrections.csv'), "where corrections are kept; existing rows stay", 'output', metavar='CSV')
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     trust: bool = common.trust
@@ -151,11 +155,11 @@ class CompareSettings(CommandSettings):
     runs: Words = option(..., "names of runs in runs_dir, or their folders; the others are compared with the first",
                              metavar='A B [C ...]')
     runs_dir: Path = option(Path('runs'), "folder of the runs", metavar='DIR')
-    out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", metavar='HTML')
+    out: Path|None = option(None, "new page (default: compare-A-B.html in runs_dir)", 'output', metavar='HTML')
 
 class DemoSettings(CommandSettings):
     "What the demo can be given."
-    out: Path = option(Path('demo'), "new folder", metavar='DIR')
+    out: Path = option(Path('demo'), "new folder", 'output', metavar='DIR')
 
 class BodiesSettings(CommandSettings):
     "What a comparison of bodies can be given."
@@ -163,7 +167,7 @@ class BodiesSettings(CommandSettings):
                          metavar='A,B,C+D')
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
-    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", metavar='DIR')
+    out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", 'output', metavar='DIR')
     photos: int|None = option(None, "compare on so many labelled photos at most, whole products drawn at random (default: all)",
                               metavar='N', ge=2)
     names: Path|None = common.names
@@ -188,8 +192,9 @@ class BodiesSettings(CommandSettings):
 # %% ../nbs/06_commands.ipynb #43fae03d
 class SweepSettings(CommandSettings):
     "What a search over settings can be given."
-    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", metavar='TOML')
-    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", metavar='NAME')
+    config: Path|dict[str, Any] = option(..., "file with the settings of train, and a table [search] of choices and ranges", 'input',
+                                           metavar='TOML')
+    name: str = option('sweep', "name of the sweep; its folder is sweeps/NAME", 'output', metavar='NAME')
     trials: int|None = option(None, "trials in all, those of earlier calls included (default: 20; of a grid, all combinations)",
                               metavar='N', ge=1, le=100_000)
     jobs: int = option(1, "trials at the same time, each in a process of its own", metavar='N', ge=1, le=64)
@@ -206,6 +211,69 @@ class SweepSettings(CommandSettings):
     @classmethod
     def _is_part_of_a_path(cls, name): return checked_run_name(name, 'name')
 
+# %% ../nbs/06_commands.ipynb #6fe42f7a
+class SelectSettings(CommandSettings):
+    "What a choice of photos to label can be given."
+    img_dir: Path = common.img_dir
+    out: Path = option(Path('to_label.csv'), "new table: the chosen photos with empty columns, then the labels so far", 'output', metavar='CSV')
+    n: int = option(100, "photos to choose, one per product", metavar='N', ge=1)
+    attributes: Words|None = option(None, "the columns to fill in (default: those of the tagger, or of the labels so far)", metavar='A,B')
+    labels: Path|None = option(None, "table of the labels so far, whose photos are not chosen again", 'input', metavar='CSV')
+    model: Path|None = option(None, "tagger trained on these labels: photos it is unsure of are chosen", 'input', metavar='RUN')
+    strategy: Literal['coverage', 'uncertainty', 'random']|None = option(
+        None, "coverage: photos that are like many others; uncertainty: photos the tagger is unsure of; random: for an unbiased score "
+              "(default: uncertainty with a tagger, else coverage)")
+    photos: int = option(2000, "look at so many photos at most, drawn at random", metavar='N', ge=1)
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    random_seed: int = common.random_seed
+    batch_size: int = common.batch_size
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16
+    trust: bool = common.trust
+
+class ExportLabelsSettings(CommandSettings):
+    "What an export to another labelling tool can be given."
+    csv_path: Path = option(..., "table of labels, of tags, or of photos to review", 'input', metavar='CSV')
+    img_dir: Path = common.img_dir
+    out: Path = option(..., "new folder for the export", 'output', metavar='DIR')
+    format: Literal['label_studio', 'fiftyone'] = option('label_studio', "the labelling tool")
+    names: Path|None = common.names
+    model: Path|None = option(None, "tagger whose classes can be chosen", 'input', metavar='RUN')
+    attributes: Words|None = common.attributes
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    trust: bool = common.trust
+
+class ImportLabelsSettings(CommandSettings):
+    "What an import from another labelling tool can be given."
+    source: Path = option(..., "JSON or JSON-MIN of Label Studio, or the folder of a FiftyOneDataset", 'input', metavar='FILE')
+    out: Path = option(Path('labels.csv'), "new table, which train takes as --csv_path or --corrections", 'output', metavar='CSV')
+
+class LearningCurveSettings(CommandSettings):
+    "What a learning curve can be given."
+    csv_path: Path = common.csv_path
+    img_dir: Path = common.img_dir
+    out: Path|None = option(None, "new picture of the curve", 'output', metavar='PNG')
+    attributes: Words|None = common.attributes
+    title_column: str|None = common.title_column
+    group_column: str|None = common.group_column
+    group_pattern: str|None = common.group_pattern
+    filename_column: str|None = common.filename_column
+    delimiter: str|None = common.delimiter
+    encoding: str|None = common.encoding
+    labels_map: Path|None = common.labels_map
+    catch_all: str|dict[str, str] = Settings.model_fields['catch_all']
+    crops: Literal['whole', 'garment']|None = Settings.model_fields['crops']
+    size: Size|None = Settings.model_fields['size']
+    random_seed: int = common.random_seed
+    batch_size: int = option(32, "photos per batch", 'speed', ('-bs',), metavar='N', ge=2, le=2**16)
+    num_workers: int|None = common.num_workers
+    bfloat16: bool|None = common.bfloat16
+
 # %% ../nbs/06_commands.ipynb #0c789213
 class ReviewSettings(CommandSettings):
     "What a review by a person can be given."
@@ -213,11 +281,12 @@ class ReviewSettings(CommandSettings):
     csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
                                        "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
                                  metavar='[CSV]')
-    out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", metavar='CSV')
+    out: Path = option(Path('corrections.csv'), "where answers are kept; existing rows stay, and the same command continues", 'output',
+                    metavar='CSV')
     attributes: str|None = option(None, "what to label, with the classes that are known: neck=round,v-neck,polo;pattern (default: all that "
                                         "the table asks)", metavar='A=B,C;D')
     names: Path|None = common.names
-    model: Path|None = option(None, "run or bundle whose classes and names are offered", metavar='RUN')
+    model: Path|None = option(None, "run or bundle whose classes and names are offered", 'input', metavar='RUN')
     port: int = option(7861, "port of the page on this computer", metavar='N', ge=1, le=65535)
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE

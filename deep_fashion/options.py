@@ -55,13 +55,13 @@ def command_options(
     arguments:tuple=(), # Settings that are given without the name of an option
     more:dict=None, # Group -> further options
 ) -> list:
-    "The arguments of a command, then its options by group, those needed every day first."
+    "The arguments of a command, then its options by group: what goes in, what comes out, then the others."
     found = [as_argument(name, settings_type.model_fields[name]) for name in arguments]
     for name in GROUPS:
         options = [as_option(setting, field) for setting, field in settings_type.model_fields.items()
                    if field.json_schema_extra['group'] == name and setting not in arguments]
         options += (more or {}).get(name, [])
-        group = cloup.OptionGroup(name.capitalize())
+        group = cloup.OptionGroup('Options' if name == 'everyday' else name.capitalize())
         for one in options: one.group = group
         found += options
     return found

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from .core import InputError, file_bytes, nearest, shorten_list
 
 # %% ../nbs/01_settings.ipynb #35d6c282
-GROUPS = ('everyday', 'data', 'labels', 'model', 'training', 'validation', 'output', 'speed')
+GROUPS = ('input', 'output', 'everyday', 'data', 'labels', 'model', 'training', 'validation', 'speed')
 
 def option(
     default, # The default value; `...` where one has to be given
@@ -164,16 +164,16 @@ def _parameter(name, field):
 # %% ../nbs/01_settings.ipynb #a3430ede
 class common:
     "Options that several commands have."
-    csv_path = option(..., "table with file names and a column per attribute; or a public data set", metavar='CSV')
-    img_dir = option(..., "folder of the photos", metavar='DIR')
+    csv_path = option(..., "table with file names and a column per attribute; or a public data set", 'input', metavar='CSV')
+    img_dir = option(..., "folder of the photos", 'input', metavar='DIR')
     attributes = option(None, "the columns that hold labels (default: all whose values can be labels and that no other setting names)",
-                         metavar='A,B')
+                        'input', metavar='A,B')
     labels_map = option(None, "CSV file (attribute, label, use) of labels to be replaced; analyze proposes one", 'labels', metavar='CSV')
     filename_column = option(None, "column of file names (default: recognised)", 'data', metavar='COLUMN')
     delimiter = option(None, "what separates cells, one character or tab (default: recognised)", 'data', metavar='CHAR')
     encoding = option(None, "encoding of tables, such as utf-8 or cp1252 (default: recognised)", 'data', metavar='NAME')
-    names = option(None, 'JSON file with names for labels: {"neck": {"0": "henley"}}', metavar='JSON')
-    model = option(..., "tagger to use: the folder of a run, a bundle, or an exported Learner (learn.pkl)", metavar='RUN')
+    names = option(None, 'JSON file with names for labels: {"neck": {"0": "henley"}}', 'input', metavar='JSON')
+    model = option(..., "tagger to use: the folder of a run, a bundle, or an exported Learner (learn.pkl)", 'input', metavar='RUN')
     trust = option(False, "load an exported Learner whatever code it holds; only for files whose origin you know", 'model')
     random_seed = option(42, "the same seed gives the same result on the same machine", 'training', metavar='N', ge=0, lt=2**32)
     title_column = option(None, "column that holds product titles (default: the file names)", 'data', metavar='COLUMN')
@@ -185,7 +185,7 @@ class common:
                       'speed', ('-nw',), metavar='N', ge=0)
     bfloat16 = option(None, "compute in 16 bits (default: where that is faster)", 'speed')
     photo_list = option(None, "table with a column of file names that lists the photos (default: every photo in the folder)",
-                        metavar='CSV')
+                        'input', metavar='CSV')
     use_titles = option(False, "combine the evidence of the picture with that of the title (default: pictures alone)", 'data')
     averaged_column = option(None, "column that names the product a photo shows: predictions of its photos are averaged",
                              'data', metavar='COLUMN')
@@ -203,16 +203,16 @@ def checked_run_name(
     return name
 
 class _Everyday(CommandSettings):
-    run_name: str = option(..., "name of the run; its folder is runs/NAME", metavar='NAME')
+    run_name: str = option(..., "name of the run; its folder is runs/NAME", 'output', metavar='NAME')
     csv_path: Path = common.csv_path
     img_dir: Path = common.img_dir
     attributes: Words|None = common.attributes
     names: Path|None = common.names
     epochs: int|None = option(None, "epochs with all layers (default: none with pretrained weights, where a linear probe is fitted; "
-                                    "10 from scratch)", flags=('-ep',), metavar='N', ge=0)
+                                    "10 from scratch)", 'training', ('-ep',), metavar='N', ge=0)
     arch: str|None = option(None, "architecture of torchvision or timm, also hf-hub:USER/NAME; a+b joins several (default: resnet18; "
                                   "without a network tf_efficientnet_lite0, whose weights are installed; with one, compare it with "
-                                  "vit_base_patch16_siglip_224.webli, slower and perhaps better)", metavar='NAME')
+                                  "vit_base_patch16_siglip_224.webli, slower and perhaps better)", 'model', metavar='NAME')
 
     @field_validator('run_name')
     @classmethod

@@ -93,3 +93,33 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_arguments_are_described(site):
     text = (site[1] / "api/experiment.training.html").read_text(encoding="utf-8")
     assert "table with file names and a column per attribute" in text and "processes that open photos" in text
+
+
+def test_every_command_has_a_page_of_its_help(site):
+    from deep_fashion.cli import COMMANDS
+    for command in COMMANDS:
+        text = html.unescape(re.sub(r"<[^>]+>", "", (site[1] / f"commands/{command.name}.html").read_text(encoding="utf-8")))
+        for name in command.settings.model_fields: assert name in command.arguments or f"--{name}" in text, (command.name, name)
+        for example in command.examples: assert example in text
+
+
+def test_search_from_disk_finds_prose_before_functions(site, browser):
+    page = browser(1280)
+    page.goto((site[1] / "index.html").as_uri())
+    # What is typed before the index is read is not searched for.
+    for _ in range(30):
+        page.fill(".md-search__input", "")
+        page.fill(".md-search__input", "catch-all classes")
+        page.wait_for_timeout(2000)
+        if page.query_selector(".md-search-result__item a"): break
+    found = [link.get_attribute("href") for link in page.query_selector_all(".md-search-result__item > a")]
+    assert "guide.labels.html" in found[0] and not page.errors
+    assert page.title() != "deep_fashion" and all(url.startswith("file://") for url in page.requests)
+
+
+def test_code_is_not_cut_off(site, browser):
+    for width in (390, 1280):
+        page = browser(width)
+        page.goto((site[1] / "54_train.linear_probe.html").as_uri())
+        blocks = page.query_selector_all(".highlight-ipynb pre")
+        assert blocks and all(block.evaluate("o => o.scrollWidth <= o.clientWidth + 1") for block in blocks)

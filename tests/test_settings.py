@@ -23,11 +23,17 @@ def test_without_a_command_help_is_printed(command):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_starts_with_everyday_options_and_ends_with_two_examples(command, name):
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_is_grouped_fits_the_window_and_ends_with_two_examples(command, monkeypatch, name, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     text = command(name, "--help").out
     groups = re.findall(r"^([A-Z]\w+):$", text, re.M)
-    assert groups[0] == "Everyday" and groups[-1] == "Examples" and len(re.findall(r"^  deep_fashion ", text, re.M)) == 2
-    assert len(re.findall(r"^  (?:-\w+, )?--", text.split("Everyday:")[1].split("\n\n")[0], re.M)) <= 8
+    first = [group for group in groups if group not in ("Usage", "Arguments")][0]
+    assert first in ("Input", "Output", "Options") and groups[-1] == "Examples" and "%%" not in text
+    assert len(re.findall(r"^  deep_fashion ", text, re.M)) == 2
+    options, examples = text.split("Examples:")
+    assert max(map(len, options.splitlines())) <= columns
+    for group in re.split(r"^\w[\w ]+:$", options, flags=re.M)[1:]: assert len(re.findall(r"^  (?:-\w+, )?--", group, re.M)) <= 10
 
 
 def test_every_setting_has_an_option_and_help(command):

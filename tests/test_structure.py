@@ -63,11 +63,17 @@ def test_notebooks_are_small_and_introduced(notebook):
     assert sum(len("".join(cell["source"])) for cell in content["cells"]) < 25_000
 
 
-def test_readme_names_every_module_and_file_of_a_run():
+def test_guides_name_every_module_and_file_of_a_run():
     from deep_fashion.run import RUN_FILES
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in NOTEBOOKS: assert f"nbs/{path.name}" in text, path.name
-    for file, _ in RUN_FILES.values(): assert f"`{file}`" in text, file
+    rooms, files = ((ROOT / "nbs" / f"guide.{name}.ipynb").read_text(encoding="utf-8") for name in ("rooms", "files"))
+    for path in NOTEBOOKS: assert f"({path.name})" in rooms, path.name
+    for file, _ in RUN_FILES.values(): assert f"`{file}`" in files, file
+
+
+def test_guides_and_tutorials_are_introduced():
+    for path in [*(ROOT / "nbs").glob("guide.*.ipynb"), *(ROOT / "nbs").glob("tutorial.*.ipynb")]:
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        assert re.match(r"# .+\n\n> .{30,140}(\n|$)", first), path.name
 
 
 def test_all_brings_every_module_but_the_faces():

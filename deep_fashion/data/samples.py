@@ -11,7 +11,7 @@ import math
 import random
 from pathlib import Path
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter
 
 from ..core import MISSING, InputError, new_folder, write_csv, write_json
 
@@ -68,12 +68,11 @@ def _ellipse(draw, size, box, colour):
     draw.ellipse((x0*size[0], y0*size[1], x1*size[0], y1*size[1]), fill=colour)
 
 # %% ../../nbs/09_data.samples.ipynb #f70d185e
-def _garment_mask(sleeve_length, size):
+def _garment_mask(sleeve, size):
     "White where the garment is, black elsewhere."
     mask = Image.new('L', size)
     draw = ImageDraw.Draw(mask)
     draw.polygon(_scaled(_TORSO, size), fill=255)
-    sleeve = _SLEEVES[sleeve_length]
     if sleeve:
         for points in (sleeve, _mirrored(sleeve)): draw.polygon(_scaled(points, size), fill=255)
     return mask
@@ -115,17 +114,55 @@ def _garment_colours(rng):
     second = _hsl((hue + rng.randrange(120, 240))%360, rng.randrange(40, 90), rng.choice([15, 80, 90]))
     return (main, second), _hsl(hue, 40, rng.choice([12, 18, 75, 85]))
 
-def _draw_dressed(neck, sleeve_length, pattern, skin, size, rng):
+def _draw_dressed(neck, sleeve_length, pattern, skin, size, rng, hard):
     "A person in the garment on a transparent canvas."
     colours, trim = _garment_colours(rng)
+    sleeve = _SLEEVES[sleeve_length]
+    if hard: colours, trim, sleeve = *_faint(colours, trim, rng), _between(sleeve_length, rng)
     person = Image.new('RGBA', size)
     draw = ImageDraw.Draw(person)
     # The back of the hood lies behind the head.
     if neck == 'hood': _ellipse(draw, size, (.34, .00, .66, .30), trim)
     _draw_person(draw, size, skin)
-    person.paste(_cloth(pattern, size, colours, rng), mask=_garment_mask(sleeve_length, size))
+    person.paste(_cloth(pattern, size, colours, rng), mask=_garment_mask(sleeve, size))
     _draw_neck(draw, neck, size, skin, trim)
     return person
+
+# %% ../../nbs/09_data.samples.ipynb #3e497c98
+_ELBOW, _WRIST = [(.20, .47), (.31, .50)], [(.155, .77), (.25, .79)] # where short and long sleeves end
+
+def _mixed(a, b, share):
+    "A colour between two others: `a` at 0, `b` at 1."
+    return tuple(round(x + (y-x)*share) for x, y in zip(ImageColor.getrgb(a), ImageColor.getrgb(b)))
+
+def _faint(colours, trim, rng):
+    "Colours of a garment whose pattern and neck may differ little from its cloth."
+    main, second = colours
+    return (main, _mixed(main, second, .05 + .95*rng.random()**2)), _mixed(main, trim, .08 + .92*rng.random()**2)
+
+def _between(sleeve_length, rng):
+    "A sleeve that may end between two lengths, or None."
+    end = dict(sleeveless=rng.uniform(-1.2, -.5), short=rng.uniform(-.25, .4), long=rng.uniform(.5, 1))[sleeve_length]
+    if end < -.8: return None
+    outer, inner = [(x + end*(u-x), y + end*(v-y)) for (x, y), (u, v) in zip(_ELBOW, _WRIST)]
+    return [(.36, .24), (.27, .27), outer, inner, (.36, .40)]
+
+# %% ../../nbs/09_data.samples.ipynb #5993a747
+def _cover(person, rng):
+    "Long hair, a strap across the chest, or neither, in place."
+    draw, size, what = ImageDraw.Draw(person), person.size, rng.random()
+    if what < .3:
+        hair, length = _hsl(rng.randrange(15, 45), rng.randrange(20, 60), rng.randrange(8, 50)), rng.uniform(.3, .5)
+        for x in (.36, .53): _ellipse(draw, size, (x, .03, x + .11, length), hair)
+    elif what < .45: draw.line(_scaled([(.37, .24), (.68, .80)], size), fill=_hsl(30, 30, rng.randrange(10, 60)), width=size[0]//20)
+
+def _in_poor_light(photo, rng):
+    "Darker, flatter, of another tint, out of focus: each in some photos."
+    tint = Image.new('RGB', photo.size, _hsl(rng.choice([35, 210]), 60, 50))
+    photo = Image.blend(photo, tint, max(0, rng.uniform(-.2, .3)))
+    photo = ImageEnhance.Brightness(photo).enhance(min(1, rng.uniform(.45, 1.4)))
+    photo = ImageEnhance.Contrast(photo).enhance(min(1, rng.uniform(.5, 1.4)))
+    return photo.filter(ImageFilter.GaussianBlur(max(0, rng.uniform(-2, 1.6))*photo.width/144))
 
 # %% ../../nbs/09_data.samples.ipynb #75a5135f
 def _place(person, wall, rng):
@@ -147,14 +184,17 @@ def draw_garment(
     product_seed:int=0, # Determines the garment: its colours and the details of its pattern
     photo_seed:int=0, # Determines the photo: person, wall, position, size and focus
     size:tuple=(144, 192), # Width and height in pixels
+    hard:bool=False, # As hard to tell as real photos: faint patterns, odd sleeves, hair and straps in the way, poor light
 ) -> Image.Image:
     "A photo of a garment with these attributes. The same arguments give the same image."
     product, photo = random.Random(f'product {product_seed}'), random.Random(f'photo {product_seed} {photo_seed}')
     skin = _hsl(photo.randrange(18, 32), photo.randrange(35, 60), photo.randrange(35, 80))
     wall = _hsl(photo.randrange(360), photo.randrange(0, 30), photo.randrange(65, 97))
     # Drawn at twice the size and scaled down, which smooths the edges.
-    person = _draw_dressed(neck, sleeve_length, pattern, skin, (2*size[0], 2*size[1]), product)
-    return _place(person, wall, photo).resize(size, Image.Resampling.LANCZOS)
+    person = _draw_dressed(neck, sleeve_length, pattern, skin, (2*size[0], 2*size[1]), product, hard)
+    if hard: _cover(person, photo)
+    drawn = _place(person, wall, photo).resize(size, Image.Resampling.LANCZOS)
+    return _in_poor_light(drawn, photo) if hard else drawn
 
 # %% ../../nbs/09_data.samples.ipynb #d3dd8aa1
 def _sample_photos(n, rng):
@@ -174,6 +214,7 @@ def make_samples(
     seed:int=42, # The same seed gives the same files
     faults:bool=False, # Add the faults of real files, see `add_faults`
     size:tuple=(144, 192), # Width and height in pixels
+    hard:bool=False, # As hard to tell as real photos, see `draw_garment`
 ) -> Path:
     "Draw `n` photos into `folder`/images and write `attributes.csv` and `names.json`. Raises `InputError` if `folder` is not empty."
     if n < 1: raise InputError(f"n is the number of photos: at least 1, not {n}")
@@ -182,7 +223,7 @@ def make_samples(
     for product, number, codes in _sample_photos(n, rng):
         filename = f'shirt-{product:05}-{number}.jpg'
         classes = {attribute: SAMPLE_CLASSES[attribute][code] for attribute, code in codes.items()}
-        photo = draw_garment(**classes, product_seed=f'{seed} {product}', photo_seed=number, size=size)
+        photo = draw_garment(**classes, product_seed=f'{seed} {product}', photo_seed=number, size=size, hard=hard)
         photo.save(folder/'images'/filename, quality=90)
         rows.append(dict(filename=filename, **codes))
     rows = pd.DataFrame(rows)

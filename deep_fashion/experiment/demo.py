@@ -10,23 +10,37 @@ from ..core import claimed_folder
 from ..settings import takes_settings
 from ..commands import DemoSettings
 from ..run import Run
+from ..data.photo import open_photo
 from ..data.samples import draw_garment, make_samples
-from ..predict.tags import tag_photo
+from ..evaluate.explanation import grad_cam
+from ..report.colours import QUIET_INK
+from ..report.photos import plot_labelled
+from ..report.plots import save_figure
+from ..predict.tags import open_tagger, tag_photo
 from .training import train_tagger
 
 # %% ../../nbs/91_experiment.demo.ipynb #7a45f62b
+_RUN = 'demo-on-drawn-photos'
+
 @takes_settings(DemoSettings)
 def demo(
     settings:DemoSettings, # The folder to write to
 ) -> Run:
-    "Train a tagger on sample photos, and tag another photo with it. Raises `InputError` if the folder is in use."
-    with claimed_folder(settings.out, ['samples', 'run', 'photo.jpg', 'labelled.png', 'photo.csv']) as out: return _demo(out)
+    "Train a tagger on drawn sample photos, and tag another photo with it. Raises `InputError` if the folder is in use."
+    with claimed_folder(settings.out, ['samples', _RUN, 'photo.jpg', 'labelled.png', 'photo.csv']) as out: return _demo(out)
 
 def _demo(out):
-    samples = make_samples(out/'samples', n=500)
-    run = train_tagger('run', samples/'attributes.csv', samples/'images', names=samples/'names.json', epochs=8, pretrained=False, size=96,
-                       learning_rate=4e-3, num_workers=0, runs_dir=out)
+    samples = make_samples(out/'samples', n=300, size=(216, 288), hard=True)
+    run = train_tagger(_RUN, samples/'attributes.csv', samples/'images', names=samples/'names.json', arch='tf_efficientnet_lite0',
+                       runs_dir=out)
     photo = out/'photo.jpg'
-    draw_garment('hood', 'long', 'striped', product_seed='demo', size=(288, 384)).save(photo)
-    tag_photo(run.path, photo, out_image=out/'labelled.png', out_csv=out/'photo.csv', explain=True)
+    draw_garment('v-neck', 'long', 'striped', product_seed='demo 15', size=(288, 384), hard=True).save(photo)
+    *_, probabilities = tag_photo(run.path, photo, out_csv=out/'photo.csv')
+    _draw(open_tagger(run.path), photo, probabilities, out/'labelled.png')
     return run
+
+def _draw(tagger, photo, probabilities, out_image):
+    fig = plot_labelled(open_photo(photo), probabilities, tagger.vocab, grad_cam(tagger, photo))
+    fig.supxlabel("demo: a drawn photo, and a tagger that was trained on drawn photos", fontsize=9, color=QUIET_INK)
+    save_figure(fig, out_image)
+
