@@ -215,7 +215,8 @@ class SweepSettings(CommandSettings):
 class SelectSettings(CommandSettings):
     "What a choice of photos to label can be given."
     img_dir: Path = common.img_dir
-    out: Path = option(Path('to_label.csv'), "new table: the chosen photos with empty columns, then the labels so far", 'output', metavar='CSV')
+    out: Path = option(Path('to_label.csv'), "new table: the chosen photos with empty columns, then the labels so far", 'output',
+                       metavar='CSV')
     n: int = option(100, "photos to choose, one per product", metavar='N', ge=1)
     attributes: Words|None = option(None, "the columns to fill in (default: those of the tagger, or of the labels so far)", metavar='A,B')
     labels: Path|None = option(None, "table of the labels so far, whose photos are not chosen again", 'input', metavar='CSV')
