@@ -6,11 +6,9 @@
 __all__ = ['command_text', 'free_path', 'after_analysis', 'after_scores', 'after_tags', 'after_conversion']
 
 # %% ../nbs/97_cli_next.ipynb #d6ca72ed
-import os
 import shlex
 from pathlib import Path
 
-from .core import InputError
 from .run import Run
 
 # %% ../nbs/97_cli_next.ipynb #948bf7dc
@@ -91,24 +89,23 @@ def _has_precision(model):
     from deep_fashion.run import model_file
     return (path := model_file(model)).is_dir() and read_bundle(path).confidences is not None
 
-def _is_trained_on(run, img_dir):
-    if not Run(run).file('settings').is_file(): return False
-    # The bundle of a run is usable without its settings.
-    try: return os.path.realpath(Run(run).settings.img_dir) == os.path.realpath(img_dir)
-    except InputError: return False
+def _reviewing(settings):
+    review = str(settings.out_csv.with_suffix('.review.csv'))
+    # An exported Learner names its classes only to those who run its code.
+    model = settings.model if Path(settings.model).is_dir() else None
+    options = command_text('review', img_dir=settings.img_dir, names=settings.names, model=model).split(' ', 2)[2]
+    return f"deep_fashion review {shlex.quote('./' + review if review.startswith('-') else review)} {options}"
 
 def after_tags(
     settings, # The `TagSettings`
     is_open:bool, # Whether a label was left open
     photo:str, # A photo to look at, relative to the folder
 ) -> tuple: # What to do before, and a command line, None if there is none
-    "Review and train again, require a precision, or look at a photo."
+    "Require a precision, review what is open, or look at a photo."
     if settings.min_precision is None and _has_precision(settings.model):
         same = settings.model_dump(include={'csv_path', 'use_titles', *_READING, 'trust'})
         return "", _tagging(settings.model, settings.img_dir, min_precision=.95, **same)
-    if is_open and _is_trained_on(settings.model, settings.img_dir):
-        review = settings.out_csv.with_suffix('.review.csv')
-        return f"once empty cells of {review} are filled in", _again(settings.model, corrections=review)
+    if is_open and settings.min_precision is not None: return "", _reviewing(settings)
     # A list may name a photo other than its file is called.
     if not (Path(settings.img_dir)/photo).is_file(): return "", None
     look = command_text('test', model=settings.model, input=Path(settings.img_dir)/photo, out_image=free_path('labelled.png'),

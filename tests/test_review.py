@@ -240,3 +240,5 @@ def test_classes_and_names_of_a_tagger_are_offered(trained, reviewed, listed):
     client = httpx.Client(base_url=reviewed(csv_path=listed[0], model=trained).url)
     classes = client.post("/move", json=dict(way="start")).json()["classes"]
     assert [o["name"] for o in classes][:3] == ["round", "v-neck", "polo"] and [o["key"] for o in classes][:3] == ["1", "2", "3"]
+    # The run knows its table; a review in another folder cannot use it.
+    assert f"--config {trained / 'config.toml'} --corrections" in client.post("/move", json=dict(way="start")).json()["command"]

@@ -9,6 +9,7 @@ __all__ = ['ReviewPage', 'spaced', 'build_review', 'Reviewing', 'serve_review']
 import asyncio
 import io
 import json
+import os
 import secrets
 import shlex
 import warnings
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..core import InputError, counted, new_file, requires_extra, sole_user
 from ..terminal import fault_line
 from ..commands import ReviewSettings
+from ..run import Run
 from ..settings import takes_settings
 from ..data.labels import label_name
 from ..data.photo import use_photo
@@ -117,13 +119,23 @@ def _ahead(self:ReviewPage, i, attribute):
         if photo not in found: found.append(photo)
     return found
 
+def _settings_of_run(settings):
+    "The words that repeat the settings of the run, if its photos are in the same folder."
+    if not settings.model or not Run(settings.model).file('settings').is_file(): return None
+    run = Run(settings.model)
+    # The bundle of a run is usable without its settings.
+    try: is_same = os.path.realpath(run.settings.img_dir) == os.path.realpath(settings.img_dir)
+    except InputError: return None
+    return ['--config', run.file('settings')] if is_same else None
+
 @patch
 def command(self:ReviewPage) -> str:
     "The command that uses the answers."
     settings, new = self.settings, any(self.known[a] < len(labels) for a, labels in self.tasks.classes.items())
     if self.tasks.is_new: words = ['--run_name', 'first', '--csv_path', settings.out, '--img_dir', settings.img_dir]
     else:
-        words = ['--run_name', 'corrected', '--csv_path', 'attributes.csv', '--img_dir', settings.img_dir, '--corrections', settings.out]
+        table = _settings_of_run(settings) or ['--csv_path', 'attributes.csv', '--img_dir', settings.img_dir]
+        words = ['--run_name', 'corrected', *table, '--corrections', settings.out]
         if new: words.append('--new_classes')
     return shlex.join(['deep_fashion', 'train', *map(str, words)])
 
