@@ -6,6 +6,7 @@
 __all__ = ['LABEL_COMMANDS', 'run_select', 'run_learning_curve', 'run_export_labels', 'run_import_labels']
 
 # %% ../nbs/97_cli_labels.ipynb #228728df
+import shlex
 import sys
 
 from .core import counted
@@ -20,10 +21,19 @@ def run_select(settings:SelectSettings) -> int:
     print(f"{counted(len(found), 'photo')} chosen by {strategy} among {counted(found.attrs['photos'], 'photo')} of "
           f"{counted(found.attrs['products'], 'product')}: the first rows of {settings.out}")
     if strategy == 'random': print(f"scores on them are unbiased; once they are labelled: train --valid_csv {settings.out}")
-    else: print("scores on chosen photos are no scores on the folder; for those, label a random sample, too (--strategy random)")
-    print(f"next: fill in its empty cells, in a spreadsheet or by\n  deep_fashion review {settings.out} --img_dir {settings.img_dir}\nthen"
-          f"\n  deep_fashion train --run_name {settings.out.stem} --csv_path {settings.out} --img_dir {settings.img_dir}")
+    else: print("scores on chosen photos do not estimate the score on the whole folder; a random sample does (--strategy random)")
+    _print_round(settings, found)
     return 0
+
+def _print_round(settings, found):
+    "The commands that label what was chosen and train on it."
+    columns = [c for c in found.columns if c != 'filename' and not c.endswith(('_suggested', '_confidence'))]
+    labels = settings.out.with_stem(f'{settings.out.stem}_labels')
+    model = ['--model', settings.model] if settings.model and settings.model.is_dir() else []
+    review = ['review', settings.out, '--img_dir', settings.img_dir, '--attributes', ';'.join(columns), *model, '--out', labels]
+    train = ['train', '--run_name', settings.out.stem, '--csv_path', labels, '--img_dir', settings.img_dir]
+    commands = (shlex.join(['deep_fashion', *map(str, words)]) for words in (review, train))
+    print("next: label them, earlier labels are kept; then train\n  " + '\n  '.join(commands))
 
 def run_learning_curve(settings:LearningCurveSettings) -> int:
     "Print scores by the number of labels."
@@ -46,7 +56,8 @@ def run_export_labels(settings:ExportLabelsSettings) -> int:
     print("next: start Label Studio as\n  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true "
           f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT='{folder.parent}' label-studio\n"
           f"make a project with the interface {settings.out/'config.xml'}, add the folder {folder} to it as local files "
-          f"(Settings, Cloud Storage; no sync is needed), and import {settings.out/'tasks.json'}")
+          f"(Settings, Cloud Storage; no sync is needed), and import {settings.out/'tasks.json'}\n"
+          "afterwards: deep_fashion import-labels EXPORT.json --out labels.csv, with what Label Studio exports as JSON")
     return 0
 
 def run_import_labels(settings:ImportLabelsSettings) -> int:
@@ -55,7 +66,9 @@ def run_import_labels(settings:ImportLabelsSettings) -> int:
     found = import_labels(settings)
     labels = ", ".join(f"{attribute} {n}" for attribute, n in found.drop(columns='filename').notna().sum().items())
     print(f"labels of {counted(len(found), 'photo')} written to {settings.out}: {labels}")
-    print(f"next: deep_fashion train --csv_path {settings.out}, or, beside a table with other labels, --corrections {settings.out}")
+    words = ['deep_fashion', 'train', '--run_name', settings.out.stem, '--csv_path', str(settings.out), '--img_dir', 'images']
+    print(f"next, with the folder of the photos: {shlex.join(words)}\n"
+          f"or, if another table has more labels, train on that table with --corrections {settings.out}")
     return 0
 
 # %% ../nbs/97_cli_labels.ipynb #8c98d567

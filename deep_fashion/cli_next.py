@@ -47,11 +47,19 @@ def _again(run, **options):
     file = Run(run).file('settings')
     return command_text('train', config=file, run_name=free_path(file.parent).name, **options) if file.is_file() else None
 
+def _reviewing(settings, table, model):
+    # An exported Learner names its classes only to those who run its code.
+    model = model if Path(model).is_dir() else None
+    options = command_text('review', img_dir=settings.img_dir, names=settings.names, model=model).split(' ', 2)[2]
+    return f"deep_fashion review {shlex.quote(f'./{table}' if str(table).startswith('-') else str(table))} {options}"
+
 def after_analysis(
     settings, # The `AnalyzeSettings`
     can_train:bool=True, # Whether there is a label to learn
+    has_errors:bool=False, # Whether there are labels that look wrong
 ) -> str|None: # A command line; None where labels have to come first
-    "Train on the table, or again with corrected labels."
+    "Train on the table, or review labels that look wrong."
+    if has_errors: return _reviewing(settings, settings.out/'label_errors.csv', settings.run)
     if settings.run: return _again(settings.run) or after_scores(['good'], settings.run, settings)
     if not can_train: return None
     named = settings.out/'names.json'
@@ -89,13 +97,6 @@ def _has_precision(model):
     from deep_fashion.run import model_file
     return (path := model_file(model)).is_dir() and read_bundle(path).confidences is not None
 
-def _reviewing(settings):
-    review = str(settings.out_csv.with_suffix('.review.csv'))
-    # An exported Learner names its classes only to those who run its code.
-    model = settings.model if Path(settings.model).is_dir() else None
-    options = command_text('review', img_dir=settings.img_dir, names=settings.names, model=model).split(' ', 2)[2]
-    return f"deep_fashion review {shlex.quote('./' + review if review.startswith('-') else review)} {options}"
-
 def after_tags(
     settings, # The `TagSettings`
     is_open:bool, # Whether a label was left open
@@ -105,7 +106,8 @@ def after_tags(
     if settings.min_precision is None and _has_precision(settings.model):
         same = settings.model_dump(include={'csv_path', 'use_titles', *_READING, 'trust'})
         return "", _tagging(settings.model, settings.img_dir, min_precision=.95, **same)
-    if is_open and settings.min_precision is not None: return "", _reviewing(settings)
+    if is_open and settings.min_precision is not None:
+        return "", _reviewing(settings, settings.out_csv.with_suffix('.review.csv'), settings.model)
     # A list may name a photo other than its file is called.
     if not (Path(settings.img_dir)/photo).is_file(): return "", None
     look = command_text('test', model=settings.model, input=Path(settings.img_dir)/photo, out_image=free_path('labelled.png'),

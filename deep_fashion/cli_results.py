@@ -46,8 +46,7 @@ def print_analysis(
           f"unusable photos: {_counts(summary['unusable'])}")
     _print_proposals(summary, settings)
     print(f"look at {settings.out/'audit.html'}; everything is in {settings.out}")
-    before = f"once labels in {settings.csv_path} are corrected" if summary.get('label_errors') else ''
-    print_next(after_analysis(settings, any(verdict.kind != 'none' for verdict in found)), before)
+    print_next(after_analysis(settings, any(verdict.kind != 'none' for verdict in found), bool(summary.get('label_errors'))))
 
 def _print_proposals(summary, settings):
     "What a user may want to take over."

@@ -108,7 +108,8 @@ def _label_errors(rows, attributes):
 def _gaps(rows, attributes):
     for row in rows:
         for a in attributes:
-            if _cell(row, a) is None: yield row['filename'], a, (None, None, None)
+            # Labels that are there already belong to the answers, which become the table to train on.
+            yield row['filename'], a, _cell(row, a) or (None, None, None)
 
 def _kind(rows, path):
     "How tasks are made of the rows, and the attributes they can be about."
@@ -182,7 +183,7 @@ def read_review(
     known, names = _known_classes(settings)
     classes = {a: list(dict.fromkeys([*known.get(a, ()), *named.get(a, ()), *_labels(rows, a, make)])) for a in attributes}
     found = ReviewTasks(Path(settings.img_dir), classes=classes, names=names, notes=notes,
-                        is_new=make is _gaps and not any(_labels(rows, a, make) for a in attributes))
+                        is_new=make is _gaps)
     _add_tasks(found, make(rows.to_dict('records'), attributes), settings.csv_path is None)
     if not found.tasks and not found.filled: raise InputError(f"{source}: has nothing to review{_first_fault(found)}")
     return found

@@ -35,8 +35,10 @@ def title_phrases(
     text = unicodedata.normalize('NFKC', re.sub(r'\.\w{1,5}$', '', title)).lower()
     words = re.findall(r'[^\W\d_]+', text)
     parts = (words[i:i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
-    # Letters of hexadecimal identifiers are no words.
-    return frozenset(' '.join(o) for o in parts if max(map(len, o)) > 2 and not all(re.fullmatch('[a-f]+', word) for word in o))
+    # Letters of hexadecimal identifiers are no words, and "polo t" is cut off from "polo t-shirt".
+    def is_phrase(o):
+        return max(map(len, o)) > 2 and not re.fullmatch('[a-z]', o[-1]) and not all(re.fullmatch('[a-f]+', word) for word in o)
+    return frozenset(' '.join(o) for o in parts if is_phrase(o))
 
 # %% ../../nbs/19_data.code_names.ipynb #06495223
 _LEAST_SHARE, _LEAST_PRODUCTS, _LEAST_PRECISION, _LEAST_GAIN = .3, 5, .6, .5

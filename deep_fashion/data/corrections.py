@@ -94,7 +94,8 @@ def _read_corrections(table, csv_path, csv_format, labels_map, new_classes):
     rows = cleaned.rows[cleaned.rows[attributes].notna().any(axis=1)].set_index('filename')
     if rows.empty:
         first = f"; line {dropped.line.iloc[0]}: {dropped.reason.iloc[0]}" if len(dropped) else ""
-        raise InputError(f"{csv_path}: no label is filled in in {shorten_list(attributes, 20)} for a photo that can be used{first}")
+        if first: raise InputError(f"{csv_path}: no photo with a label can be used{first}; photos are sought in {table.img_dir}")
+        raise InputError(f"{csv_path}: no label is filled in for {shorten_list(attributes, 20)}")
     return rows, dropped.assign(reason=f'{Path(csv_path).name}: ' + dropped.reason), [*file.notes, *cleaned.notes]
 
 

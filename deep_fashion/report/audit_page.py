@@ -35,7 +35,7 @@ _PAGE = page_template(CLASS_CARDS + """<!doctype html>
 <p class="quiet">{{ source }}: {{ photo_count|counted('usable photo') }}, {{ dropped|length|counted('row') }} dropped or merged.</p>
 <nav><a href="#notes">Notes on the table</a> ·
 <a href="#shares">Classes</a> · <a href="#catch_all">Catch-all classes</a> ·
-{% if codes %}<a href="#codes">Names for codes</a> ·{% endif %}
+{% if codes %}<a href="#codes">Names for codes</a> · {% endif %}
 <a href="#errors">Labels that look wrong</a>
 · <a href="#duplicates">Near-duplicates</a> · <a href="#unusable">Unusable photos</a> · <a href="#dropped">Dropped rows</a></nav>
 
@@ -176,7 +176,8 @@ def audit_page(
     store.encode()
     return _PAGE.render(
         values, store=store, style=PAGE_STYLE + store.styles() + EXPLORER_STYLE + CARDS_STYLE + _STYLE, source=source, most=_MAX_SHOWN,
-        first=_FIRST_ERRORS, photo_count=len(table.rows), code_count=len(proposals), attribute_count=len(table.attributes),
+        first=_FIRST_ERRORS, photo_count=len(table.rows), code_count=sum(o.kind != 'catch-all' for o in proposals),
+        attribute_count=len(table.attributes),
         dropped=table.dropped.to_dict('records'),
         notes=table.notes, look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
         error_count=0 if errors is None else len(errors), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,

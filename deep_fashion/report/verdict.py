@@ -103,12 +103,13 @@ RARE = 10 # photos; classes with fewer are named
 def _table_verdict(found, catch_all):
     "Kind and sentence of one attribute."
     photos = {o['name']: o['photos'] for label, o in found['classes'].items() if label != catch_all}
-    n, rare = sum(photos.values()), [f"{one_line(label)} ({k})" for label, k in photos.items() if k < RARE]
+    n, rare = sum(photos.values()), [f"{one_line(label)} ({counted(k, 'photo')})" for label, k in photos.items() if k < RARE]
     rest = f"; {one_line(found['classes'][catch_all]['name'])} is a catch-all class and counts as missing" if catch_all is not None else ""
     if len(photos) < 2: return 'none', f"{counted(len(photos), 'class', 'classes')}, so there is nothing to tell apart{rest}."
     labels = f"{counted(n, 'photo')} with a label of {len(photos)} classes"
     if n < LEAST_PHOTOS: return 'few', f"{labels}, too few to judge a tagger by: at least {LEAST_PHOTOS} are needed{rest}."
-    few = f"; fewer than {RARE} photos: {shorten_list(rare)}" if rare else ""
+    few = f"; classes with fewer than {RARE} photos: {shorten_list(rare)}" if rare else ""
+    if len(photos) - len(rare) < 2: return 'few', f"{labels}, too few to tell classes apart{few}{rest}."
     return 'enough', f"{labels}, enough to train and to judge{few}{rest}."
 
 def table_verdicts(
