@@ -260,9 +260,10 @@ def correct(self:AppPage,
 ) -> dict: # component -> new value
     "Save the chosen labels."
     gr, vocab, i = import_gradio(), self.learn.vocab, session.chosen
-    if i not in session.copies: raise gr.Error("Nothing happened here for more than an hour, so the photos were removed; drop them again.")
+    if i not in session.copies:
+        raise gr.Error("Nothing happened here for more than an hour, so the photos were removed; drop them again.", print_exception=False)
     given = {a: label for a, label in zip(vocab.attributes, labels) if label is not None}
-    if not given: raise gr.Error("Choose the right label of at least one attribute first.")
+    if not given: raise gr.Error("Choose the right label of at least one attribute first.", print_exception=False)
     filename = session.photos[i]['filename']
     with errors_on_page(): self.corrections.keep(filename, given, session.hashes[i])
     session.corrected.setdefault(i, {}).update(given)

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core import InputError, closest, shorten_list
 from .csv_dialect import CsvFormat
 from .csv_file import CsvFile
-from .labels import as_label, is_placeholder, match_label
+from .labels import NOT_VISIBLE, as_label, is_placeholder, match_label
 from .folder import list_photos
 from .table import Table, clean_rows
 
@@ -27,8 +27,9 @@ def _matched(cells, classes, names):
     for line, cell in cells.items():
         label = as_label(cell)
         label = match_label(label, classes, names) or label if label is not None else None
-        if label is not None and label not in classes and is_placeholder(label): label = None
-        if label is not None and label not in classes: unknown.append((line, label))
+        is_class = label in classes
+        if label is not None and not is_class and is_placeholder(label): label = NOT_VISIBLE if label.casefold() == NOT_VISIBLE else None
+        if label is not None and not is_class and label != NOT_VISIBLE: unknown.append((line, label))
         found.append(label)
     return pd.Series(found, index=cells.index, dtype=object), unknown
 
@@ -107,24 +108,31 @@ def correct_table(
     labels_map:dict=None, # attribute -> label -> the label to use, as for the table
     new_classes:bool=False, # Accept labels that the table does not have
 ) -> Table:
-    """`table` with the labels of `csv_path`; a warning reports how many were used.
+    """`table` with the labels of `csv_path`; a warning reports how many were used. The answer `not visible` takes a label out.
 
     Raises `InputError` if that has none of the attributes, no label, or a label that `table` does not have."""
     corrections, dropped, notes = _read_corrections(table, csv_path, csv_format, labels_map or {}, new_classes)
-    rows = table.rows.copy()
+    rows, hidden = table.rows.copy(), _are_hidden(corrections, table)
     for attribute in corrections:
-        new = rows.filename.map(corrections[attribute])
-        rows[attribute] = new.where(new.notna(), rows[attribute])
+        new, is_hidden = rows.filename.map(corrections[attribute]), rows.filename.map(hidden[attribute]).eq(True)
+        rows[attribute] = new.where(new.notna(), rows[attribute]).mask(is_hidden, None)
+    corrections = corrections.mask(hidden, None)
     added = corrections[~corrections.index.isin(rows.filename)].reset_index().reindex(columns=rows.columns)
     rows = pd.concat([rows, added], ignore_index=True).astype({a: object for a in table.attributes})
     for attribute in table.attributes: rows[attribute] = rows[attribute].where(rows[attribute].notna(), None)
-    notes = [*notes, _summary(corrections, len(added), dropped, csv_path)]
+    notes = [*notes, _summary(corrections, hidden, len(added), dropped, csv_path)]
     for note in notes: warnings.warn(note, stacklevel=2)
     return replace(table, rows=rows, dropped=pd.concat([table.dropped, dropped], ignore_index=True), notes=table.notes + notes)
 
-def _summary(corrections, n_added, dropped, csv_path):
-    counts = ", ".join(f"{attribute} {n}" for attribute, n in corrections.notna().sum().items() if n)
-    parts = [f"{csv_path}: corrected labels used: {counts}"]
+def _are_hidden(corrections, table):
+    "Which answers are that nothing can be seen, unless that is a class of the table."
+    is_class = {a: NOT_VISIBLE in {*table.rows[a], *table.names.get(a, {})} for a in corrections}
+    return pd.DataFrame({a: corrections[a].eq(NOT_VISIBLE) & (not is_class[a]) for a in corrections}, index=corrections.index)
+
+def _summary(corrections, hidden, n_added, dropped, csv_path):
+    counts, unseen = (", ".join(f"{a} {n}" for a, n in found.sum().items() if n) for found in (corrections.notna(), hidden))
+    parts = [f"{csv_path}: corrected labels used: {counts or 'none'}"]
+    if unseen: parts.append(f"labels taken out as not visible: {unseen}")
     if n_added: parts.append(f"photos added: {n_added}")
     if len(dropped):
         first = f"line {dropped.line.iloc[0]}, {dropped.reason.iloc[0].partition(': ')[2]}"
