@@ -116,14 +116,22 @@ def test_several_at_once_are_confirmed_and_taken_back(browser, reviewed, listed,
     assert tab.locator("#photo").is_visible() and tab.errors == []
 
 
-def test_labels_in_question_are_kept_one_by_one_and_together(browser, reviewed, listed, tmp_path):
+def test_enter_keeps_labels_in_question_one_by_one_and_together(browser, reviewed, listed, tmp_path):
     _, names = listed
     errors = tmp_path / "label_errors.csv"
-    rows = dict(filename=names, attribute="sleeve, length", label="long", predicted="=short", confidence=0.9, quality=0.1)
+    rows = dict(filename=names, attribute="sleeve, length", label="long", predicted="=short", confidence=0.99, quality=0.1)
     pd.DataFrame(rows).to_csv(errors, index=False)
     tab = opened(browser, reviewed(csv_path=errors))
-    press(tab, "k", "Enter", "b", "k")
-    assert tab.locator("#done").is_visible()
+    assert "Keep long, as in the table" in tab.locator("#accept").inner_text()
+    predicted = tab.locator("#classes button", has_text="predicted 99 %")
+    assert "=short" in predicted.inner_text()
+    press(tab, "Enter", predicted.locator("kbd").inner_text(), "b")
+    assert "Keep long for 3" in tab.locator("#confirm").inner_text()
+    press(tab, "p")
+    assert tab.locator("#done").is_visible() and tab.errors == []
+    read = answers(tmp_path / "corrections.csv").set_index("filename")["sleeve, length"]
+    assert [read[name] for name in names] == ["long", "'=short", "'=short", "'=short", "'=short"]
+    press(tab, "u", "b", "Enter")
     read = answers(tmp_path / "corrections.csv").set_index("filename")["sleeve, length"]
     assert [read[name] for name in names] == ["long", "'=short", "long", "long", "long"]
 
