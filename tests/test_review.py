@@ -79,19 +79,22 @@ def test_one_by_one_by_keyboard_alone(browser, reviewed, listed, samples, tmp_pa
     assert shown(tab) == names[0] and tab.locator("#accept").inner_text().startswith("enter")
     press(tab, "Enter")
     assert dict(answers(out)[["filename", "neck"]].values) == {names[0]: "0"} and shown(tab) == names[1]
-    press(tab, " ", "3", "x")  # skipped, answered, cannot be seen
+    press(tab, " ", "2", "x")  # skipped, answered, cannot be seen
     assert dict(answers(out)[["filename", "neck"]].values) == {names[0]: "0", names[2]: "2", names[3]: "not visible"}
     press(tab, "u")
     assert names[3] not in set(answers(out).filename) and shown(tab) == names[3]
-    press(tab, "ArrowLeft", "2")
+    press(tab, "ArrowLeft", "1")
     assert answers(out).set_index("filename").neck[names[2]] == "1" and shown(tab) == names[3]
     press(tab, "n")
     tab.keyboard.type("boat neck")
-    press(tab, "Enter", "Control+z")
+    press(tab, "Enter")
+    assert "boat neck, a new class" in tab.get_by_role("status").inner_text()
+    assert "new class" in tab.locator("#classes button", has_text="boat neck").inner_text()
+    press(tab, "Control+z")
     assert "boat neck" not in set(answers(out).neck)
-    press(tab, "1", "1")
+    press(tab, "0", "0")
     assert shown(tab) == names[1]  # what was skipped comes last
-    press(tab, "1")
+    press(tab, "0")
     assert tab.locator("#done").is_visible() and f"--corrections {out}" in tab.locator("#command").inner_text()
     assert tab.locator("#counts").inner_text() == "5 of 5 answered" and tab.errors == []
     corrected = correct_table(read_table(samples.csv, samples.images), out).rows.set_index("filename").neck
@@ -134,6 +137,24 @@ def test_enter_keeps_labels_in_question_one_by_one_and_together(browser, reviewe
     press(tab, "u", "b", "Enter")
     read = answers(tmp_path / "corrections.csv").set_index("filename")["sleeve, length"]
     assert [read[name] for name in names] == ["long", "'=short", "long", "long", "long"]
+
+
+def test_classes_beyond_the_keys_are_typed_and_a_new_one_is_remembered(reviewed, samples, tmp_path):
+    table = tmp_path / "list.csv"
+    name = sorted(path.name for path in samples.images.glob("*.jpg"))[:3]
+    table.write_text("filename,neck\n" + f"{name[0]},\n{name[1]},\n{name[2]},c0\n", encoding="utf-8")
+    settings = dict(csv_path=table, attributes="neck=" + ",".join(f"c{i}" for i in range(40)))
+    first = reviewed(**settings)
+    one, other = httpx.Client(base_url=first.url), httpx.Client(base_url=first.url)
+    classes = one.post("/move", json=dict(way="start")).json()["classes"]
+    assert len(classes) == 40 and classes[39]["key"] == "" and len({o["key"] for o in classes}) == 30
+    view = one.post("/class", json=dict(task=0, text="c39")).json()
+    assert view["answered"] == "c39" and not view["new"] and len(view["classes"]) == 40
+    views = [client.post("/class", json=dict(task=1, text="boat neck")).json() for client in (one, other)]
+    assert [view["new"] for view in views] == [True, False]
+    first.close()
+    view = httpx.Client(base_url=reviewed(**settings).url).post("/move", json=dict(task=1, way="start")).json()
+    assert [o["name"] for o in view["classes"] if o["new"]] == ["boat neck"] and view["command"].endswith("--new_classes")
 
 
 def test_reload_and_the_same_command_continue(browser, reviewed, listed, tmp_path):
@@ -247,6 +268,6 @@ def test_what_cannot_be_reviewed_is_refused_in_a_line(settings, says, samples, t
 def test_classes_and_names_of_a_tagger_are_offered(trained, reviewed, listed):
     client = httpx.Client(base_url=reviewed(csv_path=listed[0], model=trained).url)
     classes = client.post("/move", json=dict(way="start")).json()["classes"]
-    assert [o["name"] for o in classes][:3] == ["round", "v-neck", "polo"] and [o["key"] for o in classes][:3] == ["1", "2", "3"]
+    assert [o["name"] for o in classes][:3] == ["round", "v-neck", "polo"] and [o["key"] for o in classes][:3] == ["0", "1", "2"]
     # The run knows its table; a review in another folder cannot use it.
     assert f"--config {trained / 'config.toml'} --corrections" in client.post("/move", json=dict(way="start")).json()["command"]

@@ -72,7 +72,7 @@ function classButton(o, task) {
   button.append(make('span', o.name))
   const guess = task.label ? `predicted${percent(task.confidence)}` : 'suggested'
   const badge = o.label === task.answer ? 'answered' : task.label && o.label === task.label.label ? 'in the table' :
-    task.suggestion && o.label === task.suggestion.label ? guess : ''
+    task.suggestion && o.label === task.suggestion.label ? guess : o.new ? 'new class' : ''
   if (badge) button.append(make('span', badge, {className: 'badge'}))
   if (o.label === task.answer) button.className = 'answer'
   return button
@@ -126,7 +126,7 @@ function answer(label) {
 }
 function use(text) { during(async () => {
   const {task} = view, found = await ask('/class', {task: task.position, text})
-  state(`Saved: ${task.title} ${found.answered}`)
+  state(`Saved: ${task.title} ${found.answered}${found.new ? ', a new class' : ''}`)
   await show(found)
 }) }
 function move(way) { during(async () => {

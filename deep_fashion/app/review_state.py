@@ -26,7 +26,8 @@ class Review:
     ):
         self.tasks, self.file, self.lock = tasks, answers, threading.RLock()
         self.unreadable, self.aside, self._undoable, self._hashes = {}, set(), [], {}
-        photos = tasks.photos
+        # An earlier review may have added classes, which are not those of the table.
+        photos, self.known = tasks.photos, {a: len(labels) for a, labels in tasks.classes.items()}
         filled = [(photos[i], a, label) for i, a, label in tasks.filled if answers.get(photos[i], a) is None]
         if filled: answers.keep([(name, self._sha256(name), a, label) for name, a, label in filled])
         self.copied = len(filled) # labels of a review list that were filled in before, and are in the file now
