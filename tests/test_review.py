@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -155,6 +156,36 @@ def test_classes_beyond_the_keys_are_typed_and_a_new_one_is_remembered(reviewed,
     first.close()
     view = httpx.Client(base_url=reviewed(**settings).url).post("/move", json=dict(task=1, way="start")).json()
     assert [o["name"] for o in view["classes"] if o["new"]] == ["boat neck"] and view["command"].endswith("--new_classes")
+
+
+def test_zoom_opens_the_upper_middle_or_what_was_clicked(browser, reviewed, listed):
+    tab = opened(browser, reviewed(csv_path=listed[0]))
+    place = """() => { const o = document.getElementById('frame')
+        return [(o.scrollLeft + o.clientWidth/2)/o.scrollWidth, (o.scrollTop + o.clientHeight/2)/o.scrollHeight] }"""
+    press(tab, "z")
+    assert tab.evaluate(place) == pytest.approx([0.5, 0.3], abs=0.02) and tab.locator("#size").inner_text() == "smaller"
+    press(tab, "z")
+    assert tab.locator("#size").inner_text() == "larger"
+    box = tab.locator("#image").bounding_box()
+    tab.locator("#image").click(position=dict(x=box["width"]/2, y=box["height"]*0.6))
+    assert tab.evaluate(place) == pytest.approx([0.5, 0.6], abs=0.02)
+    press(tab, " ")
+    assert tab.locator("#size").inner_text() == "larger" and tab.errors == []
+
+
+def test_two_pages_answer_at_the_same_time(browser, reviewed, listed, tmp_path):
+    path, names = listed
+    serving = reviewed(csv_path=path)
+    one, other = opened(browser, serving), opened(browser, serving)
+    press(one, "0")
+    press(other, "b")  # opens the group of a photo that has been answered since
+    press(one, "1")
+    press(other, "Enter")
+    read = answers(tmp_path / "corrections.csv").set_index("filename").neck
+    assert read[names[0]] == "0" and read[names[1]] == "1" and one.errors == other.errors == []
+    calls = [httpx.Client(base_url=serving.url) for _ in range(2)]
+    def work(client): return [client.post(f"/{o}", json=dict(task=i)).status_code for i in range(5) for o in ("move", "group", "undo")]
+    with ThreadPoolExecutor(2) as pool: assert {status for found in pool.map(work, calls) for status in found} == {200}
 
 
 def test_reload_and_the_same_command_continue(browser, reviewed, listed, tmp_path):

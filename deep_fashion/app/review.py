@@ -225,10 +225,11 @@ def _class(page, asked):
     return dict(page.answer(i, label, asked.attribute), new=label not in known and not page.tasks.is_new)
 
 def _undo(page, asked):
-    before = page.review.counts()['answered']
-    i = page.review.undo()
-    if i is None: return dict(page.move(None, 'first', asked.attribute), undone=0)
-    return dict(page.view(i, asked.attribute), undone=before - page.review.counts()['answered'])
+    with page.review.lock: # so that no answer of another page is counted
+        before = page.review.counts()['answered']
+        i = page.review.undo()
+        undone = before - page.review.counts()['answered']
+    return dict(page.move(None, 'first', asked.attribute) if i is None else page.view(i, asked.attribute), undone=undone)
 
 def _group(page, asked):
     group = page.review.group_of(asked.task) if asked.task is not None and 0 <= asked.task < len(page.review) else None

@@ -78,8 +78,8 @@ _BODY = """<!doctype html>
 <button id="bulk" class="keys"><kbd>b</kbd><span id="bulk-name">Several at once</span></button>
 </header>
 <main id="main" tabindex="-1">
-<figure id="photo"><div class="frame"><img id="image" alt=""></div>
-<figcaption><span id="name"></span> <span class="keys quiet"><kbd>z</kbd>larger</span></figcaption></figure>
+<figure id="photo"><div id="frame" class="frame"><img id="image" alt=""></div>
+<figcaption><span id="name"></span> <span class="keys quiet"><kbd>z</kbd><span id="size">larger</span></span></figcaption></figure>
 <section id="single" class="panel" aria-labelledby="question">
 <h1 id="question" tabindex="-1"></h1>
 <button id="accept" class="main"></button>

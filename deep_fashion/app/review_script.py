@@ -81,6 +81,7 @@ function classButton(o, task) {
 async function showPhoto(task) {
   const image = el('image')
   el('photo').className = 'waiting'
+  el('size').textContent = 'larger'
   el('name').textContent = task.name
   image.alt = `Photo ${task.name}`
   if (image.dataset.photo !== String(task.photo)) image.src = address(task.photo, 'large')
@@ -232,7 +233,16 @@ function accept() {
   if (usual) answer(usual.label)
   else state('There is no suggestion; press the key of a class.')
 }
-function zoom() { el('photo').classList.toggle('zoomed') }
+// What is in question is mostly in the upper middle: the neck, the sleeves. A click enlarges what it points at.
+function zoom(click) {
+  const image = el('image'), {offsetX, offsetY} = click || {}, {clientWidth, clientHeight, naturalWidth, naturalHeight} = image
+  const scale = Math.min(clientWidth/naturalWidth, clientHeight/naturalHeight), isLarge = el('photo').classList.toggle('zoomed')
+  el('size').textContent = isLarge ? 'smaller' : 'larger'
+  if (!isLarge) return
+  const frame = el('frame'), x = click ? .5 + (offsetX - clientWidth/2)/(scale*naturalWidth) : .5
+  const y = click ? .5 + (offsetY - clientHeight/2)/(scale*naturalHeight) : .3
+  frame.scrollTo(x*frame.scrollWidth - frame.clientWidth/2, y*frame.scrollHeight - frame.clientHeight/2)
+}
 function onPhoto(event) {
   const name = pressed(event), onButton = event.target.tagName === 'BUTTON', task = view.task
   if (name === 'ArrowLeft') move('back')

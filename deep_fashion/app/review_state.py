@@ -77,7 +77,9 @@ class Review:
     ) -> dict:
         "Numbers of tasks: `total`, `answered`, `hidden` of these, where nothing can be seen, `unreadable` and `open`."
         found = Counter()
-        for (name, state), n in self._states.items():
+        # Another page may answer in the meantime.
+        with self.lock: states = list(self._states.items())
+        for (name, state), n in states:
             if attribute not in ('', name): continue
             for kind in {state, 'total', 'answered' if state == 'hidden' else state}: found[kind] += n
         return {name: found[name] for name in ('total', 'answered', 'hidden', 'unreadable', 'open')}
@@ -169,7 +171,8 @@ def groups(self:Review,
     attribute:str='', # The attribute to stay with; empty: any
 ) -> list: # Of (group, number of tasks)
     "The groups with several open tasks, the largest first."
-    return [(group, n) for group, n in self._groups.most_common() if n > 1 and attribute in ('', group[0])]
+    with self.lock: groups = self._groups.most_common()
+    return [(group, n) for group, n in groups if n > 1 and attribute in ('', group[0])]
 
 @patch
 def members(self:Review,
