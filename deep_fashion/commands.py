@@ -288,7 +288,9 @@ class ReviewSettings(CommandSettings):
                                         "the table asks)", metavar='A=B,C;D')
     names: Path|None = common.names
     model: Path|None = option(None, "run or bundle whose classes and names are offered", 'input', metavar='RUN')
-    port: int = option(7861, "port of the page on this computer", metavar='N', ge=1, le=65535)
+    port: int = option(7861, "port of the page on this computer; its keys: one per class, Enter (the suggestion, or the label of the "
+                             "table), x (cannot be seen), n (new class), b (several at once), z (zoom), space (skip), u (undo)",
+                       metavar='N', ge=1, le=65535)
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     filename_column: str|None = common.filename_column

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -79,19 +80,22 @@ def test_one_by_one_by_keyboard_alone(browser, reviewed, listed, samples, tmp_pa
     assert shown(tab) == names[0] and tab.locator("#accept").inner_text().startswith("enter")
     press(tab, "Enter")
     assert dict(answers(out)[["filename", "neck"]].values) == {names[0]: "0"} and shown(tab) == names[1]
-    press(tab, " ", "3", "x")  # skipped, answered, cannot be seen
+    press(tab, " ", "2", "x")  # skipped, answered, cannot be seen
     assert dict(answers(out)[["filename", "neck"]].values) == {names[0]: "0", names[2]: "2", names[3]: "not visible"}
     press(tab, "u")
     assert names[3] not in set(answers(out).filename) and shown(tab) == names[3]
-    press(tab, "ArrowLeft", "2")
+    press(tab, "ArrowLeft", "1")
     assert answers(out).set_index("filename").neck[names[2]] == "1" and shown(tab) == names[3]
     press(tab, "n")
     tab.keyboard.type("boat neck")
-    press(tab, "Enter", "Control+z")
+    press(tab, "Enter")
+    assert "boat neck, a new class" in tab.get_by_role("status").inner_text()
+    assert "new class" in tab.locator("#classes button", has_text="boat neck").inner_text()
+    press(tab, "Control+z")
     assert "boat neck" not in set(answers(out).neck)
-    press(tab, "1", "1")
+    press(tab, "0", "0")
     assert shown(tab) == names[1]  # what was skipped comes last
-    press(tab, "1")
+    press(tab, "0")
     assert tab.locator("#done").is_visible() and f"--corrections {out}" in tab.locator("#command").inner_text()
     assert tab.locator("#counts").inner_text() == "5 of 5 answered" and tab.errors == []
     corrected = correct_table(read_table(samples.csv, samples.images), out).rows.set_index("filename").neck
@@ -116,16 +120,72 @@ def test_several_at_once_are_confirmed_and_taken_back(browser, reviewed, listed,
     assert tab.locator("#photo").is_visible() and tab.errors == []
 
 
-def test_labels_in_question_are_kept_one_by_one_and_together(browser, reviewed, listed, tmp_path):
+def test_enter_keeps_labels_in_question_one_by_one_and_together(browser, reviewed, listed, tmp_path):
     _, names = listed
     errors = tmp_path / "label_errors.csv"
-    rows = dict(filename=names, attribute="sleeve, length", label="long", predicted="=short", confidence=0.9, quality=0.1)
+    rows = dict(filename=names, attribute="sleeve, length", label="long", predicted="=short", confidence=0.99, quality=0.1)
     pd.DataFrame(rows).to_csv(errors, index=False)
     tab = opened(browser, reviewed(csv_path=errors))
-    press(tab, "k", "Enter", "b", "k")
-    assert tab.locator("#done").is_visible()
+    assert "Keep long, as in the table" in tab.locator("#accept").inner_text()
+    predicted = tab.locator("#classes button", has_text="predicted 99 %")
+    assert "=short" in predicted.inner_text()
+    press(tab, "Enter", predicted.locator("kbd").inner_text(), "b")
+    assert "Keep long for 3" in tab.locator("#confirm").inner_text()
+    press(tab, "p")
+    assert tab.locator("#done").is_visible() and tab.errors == []
+    read = answers(tmp_path / "corrections.csv").set_index("filename")["sleeve, length"]
+    assert [read[name] for name in names] == ["long", "'=short", "'=short", "'=short", "'=short"]
+    press(tab, "u", "b", "Enter")
     read = answers(tmp_path / "corrections.csv").set_index("filename")["sleeve, length"]
     assert [read[name] for name in names] == ["long", "'=short", "long", "long", "long"]
+
+
+def test_classes_beyond_the_keys_are_typed_and_a_new_one_is_remembered(reviewed, samples, tmp_path):
+    table = tmp_path / "list.csv"
+    name = sorted(path.name for path in samples.images.glob("*.jpg"))[:3]
+    table.write_text("filename,neck\n" + f"{name[0]},\n{name[1]},\n{name[2]},c0\n", encoding="utf-8")
+    settings = dict(csv_path=table, attributes="neck=" + ",".join(f"c{i}" for i in range(40)))
+    first = reviewed(**settings)
+    one, other = httpx.Client(base_url=first.url), httpx.Client(base_url=first.url)
+    classes = one.post("/move", json=dict(way="start")).json()["classes"]
+    assert len(classes) == 40 and classes[39]["key"] == "" and len({o["key"] for o in classes}) == 30
+    view = one.post("/class", json=dict(task=0, text="c39")).json()
+    assert view["answered"] == "c39" and not view["new"] and len(view["classes"]) == 40
+    views = [client.post("/class", json=dict(task=1, text="boat neck")).json() for client in (one, other)]
+    assert [view["new"] for view in views] == [True, False]
+    first.close()
+    view = httpx.Client(base_url=reviewed(**settings).url).post("/move", json=dict(task=1, way="start")).json()
+    assert [o["name"] for o in view["classes"] if o["new"]] == ["boat neck"] and view["command"].endswith("--new_classes")
+
+
+def test_zoom_opens_the_upper_middle_or_what_was_clicked(browser, reviewed, listed):
+    tab = opened(browser, reviewed(csv_path=listed[0]))
+    place = """() => { const o = document.getElementById('frame')
+        return [(o.scrollLeft + o.clientWidth/2)/o.scrollWidth, (o.scrollTop + o.clientHeight/2)/o.scrollHeight] }"""
+    press(tab, "z")
+    assert tab.evaluate(place) == pytest.approx([0.5, 0.3], abs=0.02) and tab.locator("#size").inner_text() == "smaller"
+    press(tab, "z")
+    assert tab.locator("#size").inner_text() == "larger"
+    box = tab.locator("#image").bounding_box()
+    tab.locator("#image").click(position=dict(x=box["width"]/2, y=box["height"]*0.6))
+    assert tab.evaluate(place) == pytest.approx([0.5, 0.6], abs=0.02)
+    press(tab, " ")
+    assert tab.locator("#size").inner_text() == "larger" and tab.errors == []
+
+
+def test_two_pages_answer_at_the_same_time(browser, reviewed, listed, tmp_path):
+    path, names = listed
+    serving = reviewed(csv_path=path)
+    one, other = opened(browser, serving), opened(browser, serving)
+    press(one, "0")
+    press(other, "b")  # opens the group of a photo that has been answered since
+    press(one, "1")
+    press(other, "Enter")
+    read = answers(tmp_path / "corrections.csv").set_index("filename").neck
+    assert read[names[0]] == "0" and read[names[1]] == "1" and one.errors == other.errors == []
+    calls = [httpx.Client(base_url=serving.url) for _ in range(2)]
+    def work(client): return [client.post(f"/{o}", json=dict(task=i)).status_code for i in range(5) for o in ("move", "group", "undo")]
+    with ThreadPoolExecutor(2) as pool: assert {status for found in pool.map(work, calls) for status in found} == {200}
 
 
 def test_reload_and_the_same_command_continue(browser, reviewed, listed, tmp_path):
@@ -239,6 +299,6 @@ def test_what_cannot_be_reviewed_is_refused_in_a_line(settings, says, samples, t
 def test_classes_and_names_of_a_tagger_are_offered(trained, reviewed, listed):
     client = httpx.Client(base_url=reviewed(csv_path=listed[0], model=trained).url)
     classes = client.post("/move", json=dict(way="start")).json()["classes"]
-    assert [o["name"] for o in classes][:3] == ["round", "v-neck", "polo"] and [o["key"] for o in classes][:3] == ["1", "2", "3"]
+    assert [o["name"] for o in classes][:3] == ["round", "v-neck", "polo"] and [o["key"] for o in classes][:3] == ["0", "1", "2"]
     # The run knows its table; a review in another folder cannot use it.
     assert f"--config {trained / 'config.toml'} --corrections" in client.post("/move", json=dict(way="start")).json()["command"]

@@ -52,7 +52,7 @@ class ReviewPage:
         settings:ReviewSettings,
     ):
         self.review, self.settings, self.token = review, settings, secrets.token_urlsafe(12)
-        self.tasks, self.known = review.tasks, {a: len(labels) for a, labels in review.tasks.classes.items()}
+        self.tasks, self.known = review.tasks, review.known
         self._copies = lru_cache(300)(_copy)
 
     def photo(self,
@@ -73,10 +73,19 @@ class ReviewPage:
         return None if label is None else dict(label=label, name=label_name(self.tasks.names, attribute, label))
 
 # %% ../../nbs/97_app.review.ipynb #d17245cc
-_KEYS = '123456789' + 'acdefghijlmopqrstvwy'
+_DIGITS, _LETTERS = '0123456789', 'acdefghijlmopqrstvwy'
 _AHEAD = 2 # photos that are loaded before they are asked
 
 def spaced(attribute): return attribute.replace('_', ' ')
+
+def _keys(
+    labels, # The classes of an attribute
+    known, # How many of them come first and were not added in the review
+):
+    "A key for each of `labels`, empty for those beyond the keys."
+    is_code = all(label in set(_DIGITS) for label in labels[:max(known, 1)])
+    free = iter(_LETTERS if is_code else _DIGITS[1:] + _LETTERS)
+    return [label if is_code and label in set(_DIGITS) else next(free, '') for label in labels]
 
 @patch
 def _task(self:ReviewPage, i):
@@ -94,7 +103,9 @@ def view(self:ReviewPage,
     review, tasks = self.review, self.tasks
     i = self._readable(i, attribute)
     own = '' if i is None else tasks.tasks[i].attribute
-    classes = [dict(self.name(own, label), key=key) for label, key in zip(tasks.classes.get(own, ()), (*_KEYS, *['']*10_000))]
+    labels, known = list(tasks.classes.get(own, ())), self.known.get(own, 0)
+    classes = [dict(self.name(own, label), key=key, new=n >= known and not tasks.is_new)
+               for n, (label, key) in enumerate(zip(labels, _keys(labels, known)))]
     found = dict(task=None if i is None else self._task(i), classes=classes, counts=review.counts(attribute), all=len(review),
                  open=review.counts()['open'], title=spaced(attribute), can_undo=review.can_undo(), hidden=NOT_VISIBLE,
                  groups=bool(review.groups(attribute)), ahead=self._ahead(i, attribute), file=str(review.file.path), command=self.command())
@@ -206,13 +217,19 @@ def _task_of(page, asked):
 
 def _class(page, asked):
     i = _task_of(page, asked)
-    return page.answer(i, page.tasks.add_class(page.tasks.tasks[i].attribute, asked.text), asked.attribute)
+    attribute = page.tasks.tasks[i].attribute
+    # Two pages may add the same class at the same time.
+    with page.review.lock:
+        known = list(page.tasks.classes[attribute])
+        label = page.tasks.add_class(attribute, asked.text)
+    return dict(page.answer(i, label, asked.attribute), new=label not in known and not page.tasks.is_new)
 
 def _undo(page, asked):
-    before = page.review.counts()['answered']
-    i = page.review.undo()
-    if i is None: return dict(page.move(None, 'first', asked.attribute), undone=0)
-    return dict(page.view(i, asked.attribute), undone=before - page.review.counts()['answered'])
+    with page.review.lock: # so that no answer of another page is counted
+        before = page.review.counts()['answered']
+        i = page.review.undo()
+        undone = before - page.review.counts()['answered']
+    return dict(page.move(None, 'first', asked.attribute) if i is None else page.view(i, asked.attribute), undone=undone)
 
 def _group(page, asked):
     group = page.review.group_of(asked.task) if asked.task is not None and 0 <= asked.task < len(page.review) else None

@@ -42,7 +42,7 @@ h1{font-size:1.35rem;margin:0 0 .5rem;overflow-wrap:anywhere} h1 small{font-weig
 .main{width:100%;font-weight:600;background:var(--strong);border-color:var(--strong);color:#fff;padding:.65rem .8rem;margin-bottom:.4rem}
 .classes{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.4rem;margin:.7rem 0}
 .classes button.answer{border:2px solid var(--right);font-weight:600}
-.classes button{display:flex;align-items:center} .wide{width:100%}
+.classes button{display:flex;align-items:center}
 .badge{font-size:.78rem;color:var(--quiet);margin-left:auto;padding-left:.4rem} .answer .badge{color:var(--right)}
 .row{display:flex;flex-wrap:wrap;gap:.4rem;margin:.5rem 0} .row input{flex:1 1 8rem;min-width:0}
 .status{min-height:1.4em;padding:.35rem 1rem;border-top:1px solid var(--line);font-size:.9rem} 
@@ -78,12 +78,11 @@ _BODY = """<!doctype html>
 <button id="bulk" class="keys"><kbd>b</kbd><span id="bulk-name">Several at once</span></button>
 </header>
 <main id="main" tabindex="-1">
-<figure id="photo"><div class="frame"><img id="image" alt=""></div>
-<figcaption><span id="name"></span> <span class="keys quiet"><kbd>z</kbd>larger</span></figcaption></figure>
+<figure id="photo"><div id="frame" class="frame"><img id="image" alt=""></div>
+<figcaption><span id="name"></span> <span class="keys quiet"><kbd>z</kbd><span id="size">larger</span></span></figcaption></figure>
 <section id="single" class="panel" aria-labelledby="question">
 <h1 id="question" tabindex="-1"></h1>
 <button id="accept" class="main"></button>
-<button id="keep" class="wide"></button>
 <div id="classes" class="classes keys" role="group" aria-label="Answers"></div>
 <form id="other" class="row"><input id="new" list="known" placeholder="Another class" aria-label="Another class" autocomplete="off"
  autocapitalize="off" maxlength="200"><datalist id="known"></datalist><button class="keys"><kbd>n</kbd>Use</button></form>
@@ -93,7 +92,7 @@ _BODY = """<!doctype html>
 </section>
 <section id="grid" class="grid" aria-labelledby="same" hidden>
 <h1 id="same" tabindex="-1"></h1>
-<div class="tools keys"><button id="confirm" class="main"></button><button id="keep-all"></button>
+<div class="tools keys"><button id="confirm" class="main"></button><button id="predicted"></button>
 <button id="leave"><kbd>esc</kbd>One by one</button>
 <label>Group <select id="group"></select></label></div>
 <p class="quiet">Click a photo that is different, or move with the arrow keys and press space: it is left out, and asked alone later.</p>

@@ -53,11 +53,10 @@ async function show(found) {
   if (!task) return showEnd()
   history.replaceState(null, '', '#' + task.position)
   el('question').replaceChildren(task.title + '? ', make('small', `${task.position + 1} of ${view.all}`))
-  const accept = task.suggestion
-  el('accept').hidden = !accept
-  if (accept) el('accept').replaceChildren(key('enter'), `${accept.name}, suggested${percent(task.confidence)}`)
-  el('keep').hidden = !task.label
-  if (task.label) el('keep').replaceChildren(key('k'), `Keep ${task.label.name}, as in the table`)
+  const {label, suggestion} = task
+  el('accept').hidden = !(label || suggestion)
+  if (label) el('accept').replaceChildren(key('enter'), `Keep ${label.name}, as in the table`)
+  else if (suggestion) el('accept').replaceChildren(key('enter'), `${suggestion.name}, suggested${percent(task.confidence)}`)
   el('classes').replaceChildren(...view.classes.map(o => classButton(o, task)))
   el('known').replaceChildren(...view.classes.map(o => make('option', '', {value: o.name})))
   el('hidden').classList.toggle('answer', task.answer === view.hidden)
@@ -71,8 +70,9 @@ function classButton(o, task) {
   const button = make('button', '', {onclick: () => answer(o.label)})
   if (o.key) button.append(key(o.key))
   button.append(make('span', o.name))
-  const badge = o.label === task.answer ? 'answered' : task.suggestion && o.label === task.suggestion.label ? 'suggested' :
-    task.label && o.label === task.label.label ? 'in the table' : ''
+  const guess = task.label ? `predicted${percent(task.confidence)}` : 'suggested'
+  const badge = o.label === task.answer ? 'answered' : task.label && o.label === task.label.label ? 'in the table' :
+    task.suggestion && o.label === task.suggestion.label ? guess : o.new ? 'new class' : ''
   if (badge) button.append(make('span', badge, {className: 'badge'}))
   if (o.label === task.answer) button.className = 'answer'
   return button
@@ -81,6 +81,7 @@ function classButton(o, task) {
 async function showPhoto(task) {
   const image = el('image')
   el('photo').className = 'waiting'
+  el('size').textContent = 'larger'
   el('name').textContent = task.name
   image.alt = `Photo ${task.name}`
   if (image.dataset.photo !== String(task.photo)) image.src = address(task.photo, 'large')
@@ -126,7 +127,7 @@ function answer(label) {
 }
 function use(text) { during(async () => {
   const {task} = view, found = await ask('/class', {task: task.position, text})
-  state(`Saved: ${task.title} ${found.answered}`)
+  state(`Saved: ${task.title} ${found.answered}${found.new ? ', a new class' : ''}`)
   await show(found)
 }) }
 function move(way) { during(async () => {
@@ -162,8 +163,8 @@ async function showGrid(found) {
   el('grid').hidden = false
   el('bulk').hidden = true
   const more = grid.count > grid.tiles.length ? `, the first ${grid.tiles.length} of ${grid.count}` : `, ${grid.count} photos`
-  const inTable = grid.label ? `, ${grid.label} in the table` : ''
-  el('same').replaceChildren(`${grid.title}: ${grid.name}`, make('small', ` suggested${inTable}${more}`))
+  const origin = grid.label ? ` in the table, ${grid.name} predicted` : ' suggested'
+  el('same').replaceChildren(`${grid.title}: ${grid.label || grid.name}`, make('small', origin + more))
   el('group').replaceChildren(...grid.groups.map((o, i) => make('option', `${o.name} (${o.count})`, {value: i})))
   el('group').value = grid.number
   el('tiles').replaceChildren(...grid.tiles.map(tile))
@@ -190,9 +191,10 @@ function toggle(button) {
 function tiles(pressed) { return [...el('tiles').querySelectorAll(`[aria-pressed=${pressed}]`)].map(o => Number(o.dataset.task)) }
 function count() {
   const n = tiles(true).length
-  el('confirm').replaceChildren(key('enter'), n ? `Confirm ${n} as ${grid.name}` : 'Leave all of these out')
-  el('keep-all').hidden = !grid.label || !n
-  el('keep-all').replaceChildren(key('k'), `Keep ${grid.label} for ${n}`)
+  const text = grid.label ? `Keep ${grid.label} for ${n}` : `Confirm ${n} as ${grid.name}`
+  el('confirm').replaceChildren(key('enter'), n ? text : 'Leave all of these out')
+  el('predicted').hidden = !grid.label || !n
+  el('predicted').replaceChildren(key('p'), `Change ${n} to ${grid.name}, as predicted`)
 }
 function confirmGrid(keep) { during(async () => {
   const tasks = tiles(true), found = await ask('/confirm', {tasks, aside: tiles(false), keep, most: fitting()})
@@ -219,18 +221,28 @@ _KEYS = """
 function inGrid(event) {
   const onTile = el('tiles').contains(event.target), name = pressed(event)
   if (name.startsWith('Arrow')) step(name)
-  else if (name === 'Enter' && (onTile || event.target.tagName !== 'BUTTON')) confirmGrid(false)
-  else if (name === 'k' && grid.label) confirmGrid(true)
+  else if (name === 'Enter' && (onTile || event.target.tagName !== 'BUTTON')) confirmGrid(!!grid.label)
+  else if (name === 'p' && grid.label) confirmGrid(false)
   else if (name === ' ' && onTile) toggle(event.target)
   else if (name === 'Escape' || name === 'b') move('here')
   else return false
   return true
 }
 function accept() {
-  if (view.task.suggestion) answer(view.task.suggestion.label)
+  const usual = view.task.label || view.task.suggestion
+  if (usual) answer(usual.label)
   else state('There is no suggestion; press the key of a class.')
 }
-function zoom() { el('photo').classList.toggle('zoomed') }
+// What is in question is mostly in the upper middle: the neck, the sleeves. A click enlarges what it points at.
+function zoom(click) {
+  const image = el('image'), {offsetX, offsetY} = click || {}, {clientWidth, clientHeight, naturalWidth, naturalHeight} = image
+  const scale = Math.min(clientWidth/naturalWidth, clientHeight/naturalHeight), isLarge = el('photo').classList.toggle('zoomed')
+  el('size').textContent = isLarge ? 'smaller' : 'larger'
+  if (!isLarge) return
+  const frame = el('frame'), x = click ? .5 + (offsetX - clientWidth/2)/(scale*naturalWidth) : .5
+  const y = click ? .5 + (offsetY - clientHeight/2)/(scale*naturalHeight) : .3
+  frame.scrollTo(x*frame.scrollWidth - frame.clientWidth/2, y*frame.scrollHeight - frame.clientHeight/2)
+}
 function onPhoto(event) {
   const name = pressed(event), onButton = event.target.tagName === 'BUTTON', task = view.task
   if (name === 'ArrowLeft') move('back')
@@ -238,7 +250,6 @@ function onPhoto(event) {
   else if (!task) return false
   else if (name === 'ArrowRight' || name === ' ' && !onButton) move('on')
   else if (name === 'Enter' && !onButton) accept()
-  else if (name === 'k' && task.label) answer(task.label.label)
   else if (name === 'x') answer(view.hidden)
   else if (name === 'z') zoom()
   else if (name === 'n') el('new').focus()
@@ -261,8 +272,8 @@ el('other').onsubmit = event => { event.preventDefault(); use(el('new').value) }
 el('attribute').onchange = () => { attribute = el('attribute').value; move('first') }
 el('group').onchange = () => openGroup(Number(el('group').value))
 for (const [id, press] of Object.entries({undo, bulk: () => openGroup(null), accept,
-  keep: () => answer(view.task.label.label), hidden: () => answer(view.hidden), back: () => move('back'), again: () => move('back'),
-  skip: () => move('on'), confirm: () => confirmGrid(false), 'keep-all': () => confirmGrid(true), leave: () => move('here'),
+  hidden: () => answer(view.hidden), back: () => move('back'), again: () => move('back'),
+  skip: () => move('on'), confirm: () => confirmGrid(!!grid.label), predicted: () => confirmGrid(false), leave: () => move('here'),
   image: zoom})) el(id).onclick = press
 const at = /^#[0-9]{1,9}$/.test(location.hash) ? Number(location.hash.slice(1)) : null
 during(async () => show(await ask('/move', {task: at, way: 'start'})))

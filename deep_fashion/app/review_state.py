@@ -26,7 +26,8 @@ class Review:
     ):
         self.tasks, self.file, self.lock = tasks, answers, threading.RLock()
         self.unreadable, self.aside, self._undoable, self._hashes = {}, set(), [], {}
-        photos = tasks.photos
+        # An earlier review may have added classes, which are not those of the table.
+        photos, self.known = tasks.photos, {a: len(labels) for a, labels in tasks.classes.items()}
         filled = [(photos[i], a, label) for i, a, label in tasks.filled if answers.get(photos[i], a) is None]
         if filled: answers.keep([(name, self._sha256(name), a, label) for name, a, label in filled])
         self.copied = len(filled) # labels of a review list that were filled in before, and are in the file now
@@ -76,7 +77,9 @@ class Review:
     ) -> dict:
         "Numbers of tasks: `total`, `answered`, `hidden` of these, where nothing can be seen, `unreadable` and `open`."
         found = Counter()
-        for (name, state), n in self._states.items():
+        # Another page may answer in the meantime.
+        with self.lock: states = list(self._states.items())
+        for (name, state), n in states:
             if attribute not in ('', name): continue
             for kind in {state, 'total', 'answered' if state == 'hidden' else state}: found[kind] += n
         return {name: found[name] for name in ('total', 'answered', 'hidden', 'unreadable', 'open')}
@@ -168,7 +171,8 @@ def groups(self:Review,
     attribute:str='', # The attribute to stay with; empty: any
 ) -> list: # Of (group, number of tasks)
     "The groups with several open tasks, the largest first."
-    return [(group, n) for group, n in self._groups.most_common() if n > 1 and attribute in ('', group[0])]
+    with self.lock: groups = self._groups.most_common()
+    return [(group, n) for group, n in groups if n > 1 and attribute in ('', group[0])]
 
 @patch
 def members(self:Review,
