@@ -25,10 +25,11 @@ from ..terminal import fault_line
 from ..commands import ReviewSettings
 from ..run import Run
 from ..settings import takes_settings
-from ..data.labels import label_name
+from ..data.labels import NOT_VISIBLE, label_name
 from ..data.photo import use_photo
 from .serving import BOUNDS, Guard, Refusal, Serving, failure, listen, read_password, refusal_response
-from .review_answers import NOT_VISIBLE, ReviewAnswers
+from .files import answers_lock
+from .review_answers import ReviewAnswers
 from .review_tasks import read_review
 from .review_state import Review
 from .review_page import review_page
@@ -163,9 +164,9 @@ def move(self:ReviewPage,
     review, n = self.review, len(self.review)
     if way in ('start', 'here') and i is not None and 0 <= i < n: return self.view(i, attribute)
     if way != 'back': return self.view(review.next_open(0 if i is None or way == 'start' else i + (way == 'on'), attribute), attribute)
-    before = review.previous(min(i, n), attribute)
+    before = review.previous(n if i is None else min(i, n), attribute)
     while before is not None and self.photo(self.tasks.tasks[before].photo) is None: before = review.previous(before, attribute)
-    return self.view(i if before is None and i < n else before, attribute)
+    return self.view(i if before is None and i is not None and i < n else before, attribute)
 
 @patch
 def group(self:ReviewPage,
@@ -292,8 +293,7 @@ _BOUNDS = BOUNDS._replace(body=1, megapixels=178) # photos here are the user's o
 def _claimed(path, stack):
     "Raises `InputError` if another review uses the file `path`."
     if not path.exists(): new_file(path)
-    stack.enter_context(sole_user(path.with_name(f'.{path.name}.review'), f"{path}: another review is using it; end that one, or name "
-                                                                         "another file (out)"))
+    stack.enter_context(sole_user(answers_lock(path), f"{path}: another review is using it; end that one, or name another file (out)"))
 
 @takes_settings(ReviewSettings)
 def serve_review(

@@ -14,7 +14,8 @@ from itertools import chain
 from fastcore.basics import patch
 
 from ..core import InputError
-from .review_answers import NOT_VISIBLE, ReviewAnswers
+from ..data.labels import NOT_VISIBLE
+from .review_answers import ReviewAnswers
 from .review_tasks import ReviewTasks
 
 # %% ../../nbs/96_app.review_state.ipynb #bebeb997
