@@ -80,3 +80,18 @@ def test_all_brings_every_module_but_the_faces():
     assert {imported for imported, _ in imports_of("all")} == {
         module for module in MODULES if not module.startswith(("app.", "cli")) and module not in ("options", "all")
     }
+
+
+def test_the_commands_of_the_guides_exist():
+    from deep_fashion.cli import command_line
+    program, named = command_line(), set()
+    for path in (ROOT / "nbs").glob("guide.*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for line in re.findall(r"^deep_fashion +([a-z].*)", "\n".join("".join(cell["source"]) for cell in cells), re.M):
+            command, words = program, re.sub(r" #.*| > .*", "", line).split()
+            while words and hasattr(command, "commands") and words[0] in command.commands:
+                command = command.commands[words.pop(0)]
+            options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+            assert {word for word in words if word.startswith("--")} <= options, (path.name, line)
+            if path.stem == "guide.command_line": named.add(command.name)
+    assert named >= set(program.commands)
