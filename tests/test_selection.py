@@ -34,6 +34,8 @@ def test_a_tagger_chooses_what_it_is_unsure_of(command, samples, trained):
 def test_what_cannot_be_chosen_is_refused(refused, samples):
     refused("select", "--img_dir", samples.images, "--out", "a.csv", says=["attributes"])
     refused("select", "--img_dir", samples.images, "--out", "a.csv", "--attributes", "neck", "--strategy", "uncertainty", says=["model"])
+    for name in ("filename", "sha256", "neck_suggested", "neck_confidence"):
+        refused("select", "--img_dir", samples.images, "--out", "a.csv", "--attributes", f"neck,{name}", says=["attributes", name])
     refused("select", "--img_dir", "nowhere", "--out", "a.csv", "--attributes", "neck", says=["nowhere"])
 
 
