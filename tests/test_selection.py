@@ -34,6 +34,8 @@ def test_a_tagger_chooses_what_it_is_unsure_of(command, samples, trained):
 def test_what_cannot_be_chosen_is_refused(refused, samples):
     refused("select", "--img_dir", samples.images, "--out", "a.csv", says=["attributes"])
     refused("select", "--img_dir", samples.images, "--out", "a.csv", "--attributes", "neck", "--strategy", "uncertainty", says=["model"])
+    for name in ("filename", "sha256", "neck_suggested", "neck_confidence"):
+        refused("select", "--img_dir", samples.images, "--out", "a.csv", "--attributes", f"neck,{name}", says=["attributes", name])
     refused("select", "--img_dir", "nowhere", "--out", "a.csv", "--attributes", "neck", says=["nowhere"])
 
 
@@ -62,6 +64,17 @@ def test_a_review_list_becomes_suggestions(command, samples, table, tmp_path):
     assert [(o.get("value"), o.get("alias")) for o in choices] == [("polo (0)", "0"), ("polo (6)", "6")]
     refused = command("import-labels", "studio/tasks.json", "--out", "none.csv")
     assert refused.status == 2 and "no label" in refused.lines[-1]
+
+
+def test_every_attribute_of_the_table_is_exported(command, samples, table, tmp_path):
+    names = read(samples.csv).filename.unique()[:2]
+    source = table(f"filename,neck,style,date\n{names[0]},5,casual,2020-01-01\n{names[1]},6,formal,2020-01-02\n")
+    (tmp_path / "names.json").write_text('{"neck": {"0": "polo"}, "hem": {"0": "wide"}}', encoding="utf-8")
+    given = ["--csv_path", source, "--img_dir", samples.images, "--names", tmp_path / "names.json"]
+    result = command("export-labels", *given, "--out", "studio")
+    task = json.loads((tmp_path / "studio/tasks.json").read_text())[0]
+    assert [o["from_name"] for o in task["annotations"][0]["result"]] == ["neck", "style"], result.err
+    assert any("hem" in note for note in result.notes) and any("date (dates)" in note for note in result.notes)
 
 
 # What Label Studio 1.23 exported, shortened: done, skipped, and done by two people.

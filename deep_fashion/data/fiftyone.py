@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, read_json, shorten_list, write_json
-from .annotations import Annotations
+from .annotations import Annotations, as_text, of_form
 from .labels import as_label
 
 # %% ../../nbs/25_data.fiftyone.ipynb #4e4e472b
@@ -64,29 +64,45 @@ def write_fiftyone(
 
 # %% ../../nbs/25_data.fiftyone.ipynb #d1bb5e96
 def _samples_in(folder):
-    files = [folder/'samples.json'] if (folder/'samples.json').is_file() else sorted((folder/'samples').glob('*.json'))
+    "The samples, and where each is, for messages."
+    files, samples = [folder/'samples.json'] if (folder/'samples.json').is_file() else sorted((folder/'samples').glob('*.json')), []
     if not files: raise InputError(f"{folder}: has no samples.json; export the data set as FiftyOneDataset")
-    samples = [o for file in files for o in read_json(file).get('samples', [])]
-    if not all(isinstance(o, dict) for o in samples): raise InputError(f"{files[0]}: is damaged: a sample is no object")
+    for file in files:
+        for i, sample in enumerate(of_form(read_json(file).get('samples', []), list, "'samples'", file), 1):
+            samples.append((of_form(sample, dict, f"sample number {i}", file), f"{file}: sample number {i}"))
     return samples
 
 def _own_info(folder):
     "What `fiftyone_samples` kept, empty for other data sets."
     file = folder/'metadata.json'
-    own = (read_json(file).get('info') or {}).get('deep_fashion') if file.is_file() else None
-    return own if isinstance(own, dict) else {}
+    info = read_json(file).get('info') if file.is_file() else None
+    own = info.get('deep_fashion') if isinstance(info, dict) else None
+    if not isinstance(own, dict): return {}
+    what = "what 'info' holds of deep_fashion"
+    attributes, labels = (of_form(own.get(part) or {}, dict, what, file) for part in ('attributes', 'labels'))
+    of_attributes = [of_form(o, dict, what, file) for o in labels.values()]
+    for o in (own.get('filename', 'filepath'), *attributes.values(), *(o for part in of_attributes for o in part.values())):
+        as_text(of_form(o, str, what, file), what, file)
+    return own
 
-def _labels_of(value):
+def _labels_of(value, where):
     "The labels of a field, None if it is no classification."
     if not isinstance(value, dict) or value.get('_cls') not in ('Classification', 'Classifications'): return None
-    parts = value.get('classifications') or [] if value['_cls'] == 'Classifications' else [value]
-    return [label for o in parts if (label := as_label(o.get('label'))) is not None]
+    several = of_form(value.get('classifications') or [], list, "'classifications'", where)
+    parts = [of_form(o, dict, "a classification", where) for o in several] if value['_cls'] == 'Classifications' else [value]
+    labels = [as_label(as_text(o['label'], "a label", where)) for o in parts if o.get('label') is not None]
+    return [label for label in labels if label is not None]
 
 def _attributes_in(samples, own):
     "Field -> attribute."
     if own.get('attributes'): return own['attributes']
-    fields = dict.fromkeys(name for o in samples for name, value in o.items() if _labels_of(value) is not None)
-    return {name: name for name in fields if not name.endswith('_suggested') and not name.startswith('_')}
+    fields = dict.fromkeys(as_text(name, "the name of a field", where) for o, where in samples for name, value in o.items()
+                           if _labels_of(value, where) is not None)
+    found = {name: name for name in fields if not name.endswith('_suggested') and not name.startswith('_')}
+    if 'filename' in found:
+        raise InputError(f"{samples[0][1].rpartition(':')[0]}: the field 'filename' cannot be an attribute, since this column names the "
+                         "photos; rename it in FiftyOne")
+    return found
 
 def fiftyone_labels(
     folder, # A data set that FiftyOne exported as `FiftyOneDataset`, or its `samples.json`
@@ -95,15 +111,16 @@ def fiftyone_labels(
     folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     samples, own, rows, several = _samples_in(folder), _own_info(folder), [], []
     attributes = _attributes_in(samples, own)
-    for sample in samples:
+    for sample, where in samples:
         name = sample.get(own.get('filename', 'filepath')) or sample.get('filepath')
-        row = dict(filename=name)
+        row = dict(filename=name and as_text(of_form(name, str, "the name of its photo", where), "the name of its photo", where))
         for field, attribute in attributes.items():
-            labels = _labels_of(sample.get(field)) or []
+            labels = _labels_of(sample.get(field), where) or []
             if len(labels) > 1: several.append(f"{name} {attribute} ({', '.join(labels)})")
-            elif labels: row[attribute] = own.get('labels', {}).get(attribute, {}).get(labels[0], labels[0])
+            elif labels: row[attribute] = (own.get('labels') or {}).get(attribute, {}).get(labels[0], labels[0])
         if name and len(row) > 1: rows.append(row)
     if not rows: raise InputError(f"{folder}: no sample has a label; expected fields of classifications, such as 'neck'")
     notes = [f"{folder}: labels left out, since several classes were chosen: {len(several)}: {shorten_list(several, 3)}"] if several else []
     found = pd.DataFrame(rows, columns=['filename', *attributes.values()], dtype=object)
     return found.where(found.notna(), None), notes
+

@@ -14,7 +14,8 @@ from xml.etree import ElementTree as ET
 import pandas as pd
 
 from ..core import InputError, shorten_list
-from .annotations import Annotations
+from ..text import one_line
+from .annotations import Annotations, as_text, of_form
 from .labels import as_label
 
 # %% ../../nbs/25_data.label_studio.ipynb #cfe77606
@@ -62,58 +63,81 @@ def label_studio_tasks(
     return tasks
 
 # %% ../../nbs/25_data.label_studio.ipynb #9955168e
-def _file_name(data):
+def _parts_of(address, where):
+    try: return urlsplit(address)
+    except ValueError as e: raise InputError(f"{where}: the address of its photo is damaged: {one_line(repr(address), 80)} ({e})") from e
+
+def _file_name(data, where):
     "The photo of a task: as we wrote it, or from its address."
-    if data.get('filename'): return str(data['filename'])
+    if data.get('filename'): return as_text(data['filename'], "the file name", where)
     address = next((o for o in (data.get('image'), *data.values()) if isinstance(o, str) and re.search(r'[/.]', o)), None)
     if address is None: return None
-    parts = urlsplit(address)
+    parts = _parts_of(as_text(address, "the address of its photo", where), where)
     local = parse_qs(parts.query).get('d')
     if local: return local[0]
     # Label Studio puts eight characters before the names of uploaded files.
     name = PurePosixPath(unquote(parts.path)).name
     return re.sub(r'^[0-9a-f]{8}-', '', name) if '/upload/' in parts.path else name
 
-def _choices_of(result):
-    "Yield attribute and chosen labels of an annotation."
-    for part in result:
-        value = part.get('value') or {}
-        if part.get('type') == 'choices' or 'choices' in value: yield str(part.get('from_name')), value.get('choices') or []
+def _attribute(name, where):
+    "The name of a control, which becomes a column."
+    if not name: raise InputError(f"{where}: a result has no 'from_name'; it should name the choices, such as 'neck'")
+    name = as_text(name, "'from_name'", where)
+    if name == 'filename': raise InputError(f"{where}: choices named 'filename' cannot be an attribute, since this column names the photos")
+    return name
 
-def _full_record(task):
+def _choices(value, where):
+    return [as_text(o, "a chosen label", where) for o in of_form(value.get('choices', []), list, "'choices'", where)]
+
+def _full_record(task, where):
     "Yield (file name, attribute, chosen labels) of a task in JSON."
+    name = _file_name(of_form(task.get('data') or {}, dict, "'data'", where), where)
     for annotation in task['annotations']:
-        if annotation.get('was_cancelled'): continue
-        for attribute, chosen in _choices_of(annotation.get('result') or []): yield _file_name(task.get('data') or {}), attribute, chosen
+        if of_form(annotation, dict, "an annotation", where).get('was_cancelled'): continue
+        for part in of_form(annotation.get('result') or [], list, "'result'", where):
+            value = of_form(of_form(part, dict, "a result", where).get('value') or {}, dict, "'value'", where)
+            if part.get('type') == 'choices' or 'choices' in value:
+                yield name, _attribute(part.get('from_name'), where), _choices(value, where)
 
 _FACTS = {'id', 'annotator', 'annotation_id', 'created_at', 'updated_at', 'lead_time', 'image', 'filename', 'agreement', 'comments'}
 
-def _flat_record(task):
-    "As `_full_record`, of a record in JSON-MIN."
+def _flat_record(task, where):
+    "As `_full_record`, of a record in JSON-MIN; None instead of labels for what is no choice, such as a list of rectangles."
+    name = _file_name(task, where)
     for attribute, value in task.items():
         if attribute in _FACTS or value is None or isinstance(value, (int, float)): continue
-        yield _file_name(task), attribute, value.get('choices', []) if isinstance(value, dict) else [value]
+        attribute, is_choice = _attribute(attribute, where), isinstance(value, dict) and 'choices' in value
+        if is_choice: yield name, attribute, _choices(value, where)
+        else: yield name, attribute, [as_text(value, "a chosen label", where)] if isinstance(value, str) else None
+
+def _records(tasks, source):
+    "Yield (file name, attribute, chosen labels) of all tasks."
+    for i, task in enumerate(tasks, 1):
+        if not isinstance(task, dict): raise InputError(f"{source}: should hold tasks of Label Studio, holds a {type(task).__name__}")
+        where = f"{source}: task " + (one_line(task['id']) if task.get('id') else f"number {i}")
+        yield from (_full_record if isinstance(task.get('annotations'), list) else _flat_record)(task, where)
 
 def label_studio_labels(
     tasks:list, # As Label Studio exports them
     source, # The file, for messages
 ) -> tuple: # A data frame with `filename` and a column per attribute, and notes on what was left out
     "The labels that people chose. Raises `InputError` if there is none, or the tasks are of another form."
-    found, several, n_nameless = {}, [], 0
-    for task in tasks:
-        if not isinstance(task, dict): raise InputError(f"{source}: should hold tasks of Label Studio, holds a {type(task).__name__}")
-        for name, attribute, chosen in _full_record(task) if isinstance(task.get('annotations'), list) else _flat_record(task):
-            labels = [label for label in map(as_label, chosen) if label is not None]
-            if name is None: n_nameless += 1
-            elif len(labels) > 1: several.append(f"{name} {attribute} ({', '.join(labels)})")
-            elif labels: found.setdefault(name, {}).setdefault(attribute, set()).add(labels[0])
+    found, several, others, n_nameless = {}, [], {}, 0
+    for name, attribute, chosen in _records(tasks, source):
+        labels = [label for label in map(as_label, chosen or ()) if label is not None]
+        if chosen is None: others[attribute] = True
+        elif name is None: n_nameless += 1
+        elif len(labels) > 1: several.append(f"{name} {attribute} ({', '.join(labels)})")
+        elif labels: found.setdefault(name, {}).setdefault(attribute, set()).add(labels[0])
     if not found: raise InputError(f"{source}: holds no label that a person chose; export the project as JSON once photos are labelled")
     cells = [(name, a, o) for name, of_photo in found.items() for a, o in of_photo.items()]
     differing = [f"{name} {a} ({', '.join(sorted(o))})" for name, a, o in cells if len(o) > 1]
     attributes = list(dict.fromkeys(a for _, a, _ in cells))
     def single(labels): return next(iter(labels)) if len(labels) == 1 else None
     rows = [[name, *(single(of_photo.get(a, ())) for a in attributes)] for name, of_photo in found.items()]
-    kinds = ("labels left out, since people disagree", differing), ("labels left out, since several classes were chosen", several)
+    kinds = (("labels left out, since people disagree", differing), ("labels left out, since several classes were chosen", several),
+             ("left out, since they hold no choices", [*others]))
     notes = [f"{source}: {what}: {len(o)}: {shorten_list(o, 3)}" for what, o in kinds if o]
     if n_nameless: notes.append(f"{source}: labels left out, since their photo has no name: {n_nameless}")
     return pd.DataFrame(rows, columns=['filename', *attributes], dtype=object), notes
+

@@ -33,7 +33,8 @@ def export_labels(
     names, classes = read_names(settings.names) if settings.names else {}, {}
     if settings.model:
         vocab = open_tagger(settings.model, settings.trust).vocab
-        classes, names = vocab.classes, {**vocab.names, **names}
+        classes = vocab.classes
+        names = {a: {**vocab.names.get(a, {}), **names.get(a, {})} for a in {**vocab.names, **names}}
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
     found = read_annotations(settings.csv_path, settings.img_dir, classes, names, settings.attributes, csv_format)
     with whole_folder(settings.out) as out:

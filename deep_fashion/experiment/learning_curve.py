@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..core import InputError, new_file
+from ..core import InputError, counted, new_file
 from ..settings import Settings, takes_settings
 from ..commands import LearningCurveSettings
 from ..data.training_set import read_training_set
@@ -22,6 +22,7 @@ from ..model.body import default_arch
 from ..metrics.bootstrap import bootstrap_macro_f1, macro_f1_from_confusion
 from ..train.linear_head import PENALTIES, FeatureSpace, fit_head
 from ..train.linear_probe import extract_features
+from ..report.verdict import LEAST_PHOTOS
 from ..report.plots import save_figure
 from .bodies import photos_to_compare
 from .plan import training_plan
@@ -59,7 +60,7 @@ def curve_of_attribute(
     fold:np.ndarray, # The fold of each photo, from 0
     draws:int=3, # Random draws per number of labels
     seed:int=42, # The same seed draws the same photos
-) -> pd.DataFrame: # `labels`, `macro_f1`, `low`, `high`: ends of the 95 % interval
+) -> pd.DataFrame: # `labels`, `macro_f1`, `low`, `high` (ends of the 95 % interval), `majority`, `photos` (with a label)
     "Macro-F1 on held-out products by the number of labels."
     most, rows = min(int((fold != i).sum()) for i in range(fold.max() + 1)), []
     majority = np.bincount(targets).argmax()
@@ -74,13 +75,13 @@ def curve_of_attribute(
         low, high = np.quantile(np.concatenate(samples), [.025, .975])
         rows.append(dict(labels=n, macro_f1=float(np.mean(scores)), low=low, high=high))
     baseline = bootstrap_macro_f1(np.full((len(targets), 1), majority), targets[:, None], products, 300)
-    return pd.DataFrame(rows).assign(majority=float(np.mean(baseline)))
+    return pd.DataFrame(rows).assign(majority=float(np.mean(baseline)), photos=len(targets))
 
 # %% ../../nbs/91_experiment.learning_curve.ipynb #6e4baca5
 @takes_settings(LearningCurveSettings)
 def learning_curve(
     settings:LearningCurveSettings, # The table and its photos
-) -> pd.DataFrame: # `attribute`, `labels`, `macro_f1`, `low`, `high`, `majority`
+) -> pd.DataFrame: # `attribute`, and as `curve_of_attribute` returns it
     """Macro-F1 on photos of held-out products by the number of labels, per attribute, and its plot in `out`, if that is given.
 
     Missing labels and those of catch-all classes are left out. Raises `InputError` if the table or the photos cannot be used."""
@@ -99,7 +100,7 @@ def learning_curve(
         products = data.products[known].to_numpy()
         parts.append(curve_of_attribute(features[known], targets[known], products, fold, seed=settings.random_seed).assign(attribute=a))
     if not parts: raise InputError(f"{settings.csv_path}: no attribute has labels of two classes and two products")
-    found = pd.concat(parts, ignore_index=True)[['attribute', 'labels', 'macro_f1', 'low', 'high', 'majority']]
+    found = pd.concat(parts, ignore_index=True)[['attribute', 'labels', 'macro_f1', 'low', 'high', 'majority', 'photos']]
     if out: save_figure(plot_learning_curve(found), out)
     return found
 
@@ -126,18 +127,27 @@ def plot_learning_curve(
     return figure
 
 # %% ../../nbs/91_experiment.learning_curve.ipynb #eaa87847
+def _worth(of_attribute):
+    "What the last labels of an attribute were worth, and whether more would help."
+    last = of_attribute.iloc[-1]
+    if last.photos < LEAST_PHOTOS:
+        return f"too few labels to judge: {counted(last.photos, 'labelled photo')}, at least {LEAST_PHOTOS} are needed"
+    if len(of_attribute) < 2: return "whether more labels would help cannot be told: there are too few for a second number of labels"
+    before = of_attribute.iloc[-2]
+    gain = (f"the last {last.labels - before.labels} labels changed macro-F1 by {last.macro_f1 - before.macro_f1:+.3f}, "
+            f"from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
+    if last.low > before.high: return f"{gain}; more labels would probably help"
+    if last.high < before.low: return f"{gain}; more labels of this kind would probably not help"
+    return f"{gain}; the intervals overlap, so whether more labels would help cannot be told"
+
 def curve_as_text(
     curve:pd.DataFrame, # As `learning_curve` returns it
 ) -> str:
-    "The curve as a table, and in words what the last labels were worth."
+    "The curve as a table, and in words what the last labels of each attribute were worth, and whether more would help."
     table = pd.DataFrame({'attribute': curve.attribute, 'labels': curve.labels, 'macro-F1': curve.macro_f1.map('{:.3f}'.format),
                           '95 % interval': [f'{low:.3f} to {high:.3f}' for low, high in zip(curve.low, curve.high)],
                           'majority class': curve.majority.map('{:.3f}'.format)})
     lines = [table.to_string(index=False), ""]
     for attribute, of_attribute in curve.groupby('attribute', sort=False):
-        if len(of_attribute) < 2: continue
-        before, last = of_attribute.iloc[-2], of_attribute.iloc[-1]
-        gain = last.macro_f1 - before.macro_f1
-        lines.append(f"{attribute}: the last {last.labels - before.labels} labels changed macro-F1 by {gain:+.3f}, "
-                     f"from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
+        lines.append(f"{attribute}: {_worth(of_attribute)}")
     return "\n".join(lines)

@@ -41,12 +41,20 @@ class KnownLabels:
     rows: pd.DataFrame # The rows of the table as text, `filename` relative to the photo folder
     labels: pd.DataFrame # By file name, a label or None per attribute
 
+def _checked(attributes):
+    "Attributes that were named, each once. Raises `InputError` if review or training could not use a column of this name."
+    for a in attributes:
+        if not a.strip(): raise InputError("attributes: one of the names is empty; name the columns to be filled in")
+        if a == 'sha256' or a.endswith(('_suggested', '_confidence')):
+            raise InputError(f"attributes: {a!r} cannot be an attribute: review keeps other facts in a column of this name; choose another")
+    return select_attributes(pd.DataFrame(columns=['filename', *attributes]), attributes, [], 'attributes')[0]
+
 def read_known(
     settings:SelectSettings, # Names the table and the attributes
     vocab=None, # Of a tagger, whose catch-all classes are no labels
 ) -> KnownLabels:
     "The labels so far; none without a table. Raises `InputError` if the table cannot be used or no attribute is known."
-    attributes = settings.attributes or (vocab.attributes if vocab else None)
+    attributes = _checked(settings.attributes) if settings.attributes else vocab.attributes if vocab else None
     if settings.labels is None:
         if not attributes: raise InputError("attributes: name the columns to be filled in, such as --attributes neck,sleeve")
         return KnownLabels(pd.DataFrame(columns=['filename', *attributes]), pd.DataFrame(columns=attributes))
