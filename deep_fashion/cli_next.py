@@ -9,8 +9,6 @@ __all__ = ['command_text', 'free_path', 'after_analysis', 'after_scores', 'after
 import shlex
 from pathlib import Path
 
-from .run import Run
-
 # %% ../nbs/97_cli_next.ipynb #948bf7dc
 def command_text(
     command:str, # Its name
@@ -44,6 +42,7 @@ def _reading(settings, names=_READING): return {name: getattr(settings, name, No
 
 def _again(run, **options):
     "Train with the settings of a run; None if it does not keep them."
+    from deep_fashion.run import Run
     file = Run(run).file('settings')
     return command_text('train', config=file, run_name=free_path(file.parent).name, **options) if file.is_file() else None
 
@@ -80,6 +79,7 @@ def after_scores(
     use_titles:bool=False, # Whether titles are of use
 ) -> str:
     "Tag where an attribute is better than guessing, else look at the labels."
+    from deep_fashion.run import Run
     if not {'good', 'review', 'seen'} & {*kinds}:
         run = model if Run(model).file('predictions').is_file() else None
         return command_text('analyze', csv_path=settings.csv_path, img_dir=settings.img_dir, out=free_path('analysis'), run=run,

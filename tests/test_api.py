@@ -1,4 +1,5 @@
 "The interface for programs as a client meets it: tags, bounds, passwords, ends; and what OpenAPI promises, tried at random."
+import json
 import os
 import re
 import shlex
@@ -66,8 +67,9 @@ def photo(samples): return (samples.images / "shirt-00001-1.jpg").read_bytes()
 def ask(address, *files, **options): return httpx.post(f"{address}/tag", files=[("files", file) for file in files], timeout=60, **options)
 
 
-def test_the_line_in_the_readme_works(served, samples, tmp_path):
-    [line] = re.findall(r"^curl .*:8000.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+def test_the_line_in_the_guide_works(served, samples, tmp_path):
+    cells = json.loads((ROOT / "nbs" / "guide.serving.ipynb").read_text(encoding="utf-8"))["cells"]
+    [line] = re.findall(r"^curl .*:8000.*$", "\n".join("".join(cell["source"]) for cell in cells), re.M)
     if shutil.which("curl") is None: pytest.skip("curl is not installed")
     for i, name in enumerate(("photo.jpg", "other.jpg"), 1): shutil.copy(samples.images / f"shirt-{i:05}-1.jpg", tmp_path / name)
     words = shlex.split(line.replace("http://127.0.0.1:8000", served.url))

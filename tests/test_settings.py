@@ -19,7 +19,7 @@ NAMES = [command.name for command in COMMANDS]
 def test_without_a_command_help_is_printed(command):
     result = command()
     assert result.status == 0 and result.out == command("--help").out
-    assert re.findall(r"^  (\w+)", result.out.split("Commands:")[1], re.M) == NAMES
+    assert re.findall(r"^  ([\w-]+)", result.out.split("Commands:")[1], re.M) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
