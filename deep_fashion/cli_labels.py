@@ -27,10 +27,10 @@ def run_select(settings:SelectSettings) -> int:
 
 def _print_round(settings, found):
     "The commands that label what was chosen and train on it."
-    columns = [c for c in found.columns if c != 'filename' and not c.endswith(('_suggested', '_confidence'))]
     labels = settings.out.with_stem(f'{settings.out.stem}_labels')
     model = ['--model', settings.model] if settings.model and settings.model.is_dir() else []
-    review = ['review', settings.out, '--img_dir', settings.img_dir, '--attributes', ';'.join(columns), *model, '--out', labels]
+    attributes = ['--attributes', ';'.join(found.attrs['attributes'])]
+    review = ['review', settings.out, '--img_dir', settings.img_dir, *attributes, *model, '--out', labels]
     train = ['train', '--run_name', settings.out.stem, '--csv_path', labels, '--img_dir', settings.img_dir]
     commands = (shlex.join(['deep_fashion', *map(str, words)]) for words in (review, train))
     print("next: label them, earlier labels are kept; then train\n  " + '\n  '.join(commands))

@@ -1,9 +1,13 @@
 "Choosing photos to label, and labels to and from other labelling tools."
 import json
+import shlex
 import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
+
+from deep_fashion.app.review_tasks import read_review
+from deep_fashion.commands import ReviewSettings
 
 
 def read(path): return pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -21,6 +25,24 @@ def test_a_random_choice_can_be_filled_in_and_goes_on(command, samples, tmp_path
     assert (second.neck[:5] == "").all() and not set(second.filename[:5]) & set(chosen.filename[:4])
     assert sorted(second.neck[5:]) in (["1", "1", "2", "2"], ["", "1", "1", "2", "2"])
     assert command("select", *given, "--attributes", "neck", "--out", "a.csv").status == 2
+
+
+def test_the_review_of_a_second_round_keeps_the_labels_of_the_first(command, samples):
+    given = ["--img_dir", samples.images, "--strategy", "random", "--n", 2]
+    command("select", *given, "--attributes", "neck,pattern", "--out", "a.csv")
+    # As a review writes it.
+    first = read("a.csv").assign(neck=["1", "2"], pattern="0", sha256=["0" * 64, "1" * 64])
+    first.to_csv("a_labels.csv", index=False)
+    printed = command("select", *given, "--labels", "a_labels.csv", "--out", "my b.csv").out
+    [words] = [shlex.split(line) for line in printed.splitlines() if line.startswith("  deep_fashion review")]
+    options = dict(zip(words[3::2], words[4::2]))
+    assert words[2] == "my b.csv" and options["--attributes"] == "neck;pattern" and options["--out"] == "my b_labels.csv"
+    assert f"--csv_path 'my b_labels.csv' --img_dir {samples.images}" in printed
+    tasks = read_review(ReviewSettings(csv_path=words[2], img_dir=options["--img_dir"], attributes=options["--attributes"]))
+    assert len(tasks.tasks) == 4 and tasks.is_new
+    assert {(tasks.photos[i], a, label) for i, a, label in tasks.filled} == {
+        (name, a, label) for a in ("neck", "pattern") for name, label in zip(first.filename, first[a])
+    }
 
 
 def test_a_tagger_chooses_what_it_is_unsure_of(command, samples, trained):

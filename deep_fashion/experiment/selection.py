@@ -203,5 +203,5 @@ def select(
     rest = known.rows[~known.rows.filename.isin(names)]
     table = pd.concat([rows, rest], ignore_index=True).astype(object)
     write_csv(out, table.where(table.notna(), None), missing='')
-    rows.attrs.update(photos=len(pool.table.rows), products=len(set(pool.groups)))
+    rows.attrs.update(photos=len(pool.table.rows), products=len(set(pool.groups)), attributes=attributes)
     return rows
