@@ -49,6 +49,11 @@ def _checked(attributes):
             raise InputError(f"attributes: {a!r} cannot be an attribute: review keeps other facts in a column of this name; choose another")
     return select_attributes(pd.DataFrame(columns=['filename', *attributes]), attributes, [], 'attributes')[0]
 
+def _attributes_of(rows, source):
+    "The attributes of labels so far; one may have no label yet, or the same everywhere."
+    found, kinds = select_attributes(rows, None, [], source)
+    return [name for name in rows.columns if name in found or kinds.get(name) in ('constant', 'empty')]
+
 def read_known(
     settings:SelectSettings, # Names the table and the attributes
     vocab=None, # Of a tagger, whose catch-all classes are no labels
@@ -59,7 +64,7 @@ def read_known(
         if not attributes: raise InputError("attributes: name the columns to be filled in, such as --attributes neck,sleeve")
         return KnownLabels(pd.DataFrame(columns=['filename', *attributes]), pd.DataFrame(columns=attributes))
     rows = CsvFile(settings.labels, CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)).read()
-    attributes = attributes or select_attributes(rows, None, [], settings.labels)[0]
+    attributes = attributes or _attributes_of(rows, settings.labels)
     finder = PhotoFinder(settings.img_dir)
     rows = rows.assign(filename=[finder.find(name).name or name for name in rows.filename])
     rows = rows.assign(**{a: '' for a in attributes if a not in rows}).drop_duplicates('filename').reset_index(drop=True)
