@@ -106,14 +106,17 @@ def as_base64(
     "`data` as text, to be part of a page."
     return base64.b64encode(data).decode()
 
+_QUALITY = dict(jpeg=dict(quality=80), webp=dict(quality=65, method=2))
+
 def encoded_thumbnail(
     photo, # Anything that `open_photo` opens
     size:tuple=THUMBNAIL_SIZE, # Largest width and height in pixels
+    form:str='jpeg', # Or 'webp', which is smaller
 ) -> str:
-    "`photo` as a JPEG in base64, to be part of a page. Raises `InputError` if it cannot be opened."
+    "`photo` in base64, to be part of a page. Raises `InputError` if it cannot be opened."
     photo, buffer = open_photo(photo).copy(), io.BytesIO()
     photo.thumbnail(size)
-    photo.save(buffer, 'JPEG', quality=80)
+    photo.save(buffer, form, **_QUALITY[form])
     return as_base64(buffer.getvalue())
 
 # %% ../../nbs/73_report.html.ipynb #e64a22c2

@@ -6,7 +6,6 @@
 __all__ = ['MAX_BYTES', 'MAX_PHOTOS', 'data_uri', 'PhotoStore', 'stored_rows']
 
 # %% ../../nbs/73_report.photo_store.ipynb #29d21413
-import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from tqdm.auto import tqdm
 
 from ..core import InputError
 from ..text import one_line
-from ..data.photo import open_photo
 from ..data.table import Table
-from .html import THUMBNAIL_SIZE, as_base64
+from .html import THUMBNAIL_SIZE, encoded_thumbnail
 
 # %% ../../nbs/73_report.photo_store.ipynb #737dc95a
 _FORMAT = 'webp' if features.check('webp') else 'jpeg'
@@ -30,10 +28,7 @@ def data_uri(
     size:tuple=THUMBNAIL_SIZE, # Largest width and height in pixels
 ) -> str:
     "`photo` as part of a page: a small WebP in base64. Raises `InputError` if it cannot be opened."
-    photo, buffer = open_photo(photo).copy(), io.BytesIO()
-    photo.thumbnail(size)
-    photo.save(buffer, _FORMAT.upper(), quality=65, **(dict(method=2) if _FORMAT == 'webp' else {}))
-    return f'data:image/{_FORMAT};base64,{as_base64(buffer.getvalue())}'
+    return f'data:image/{_FORMAT};base64,{encoded_thumbnail(photo, size, _FORMAT)}'
 
 # %% ../../nbs/73_report.photo_store.ipynb #d23fe326
 MAX_BYTES = 7_000_000 # of all photos of a page in base64
