@@ -143,7 +143,8 @@ def test_enter_keeps_labels_in_question_one_by_one_and_together(browser, reviewe
 def test_classes_beyond_the_keys_are_typed_and_a_new_one_is_remembered(reviewed, samples, tmp_path):
     table = tmp_path / "list.csv"
     name = sorted(path.name for path in samples.images.glob("*.jpg"))[:3]
-    table.write_text("filename,neck\n" + f"{name[0]},\n{name[1]},\n{name[2]},c0\n", encoding="utf-8")
+    # A review list: its answers are corrections of a table, which has classes.
+    table.write_text("filename,neck,neck_suggested\n" + f"{name[0]},,c0\n{name[1]},,c0\n{name[2]},c0,\n", encoding="utf-8")
     settings = dict(csv_path=table, attributes="neck=" + ",".join(f"c{i}" for i in range(40)))
     first = reviewed(**settings)
     one, other = httpx.Client(base_url=first.url), httpx.Client(base_url=first.url)

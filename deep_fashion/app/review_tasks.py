@@ -58,7 +58,7 @@ class ReviewTasks:
     names: dict = field(default_factory=dict) # attribute -> label -> name
     filled: list = field(default_factory=list) # (photo, attribute, label) of cells of a review list that were filled in before
     notes: list = field(default_factory=list) # One line each
-    is_new: bool = False # Whether the photos have no labels yet: a folder, or a table of file names
+    is_new: bool = False # Whether the answers become a table of their own: for a folder, or a table with gaps
 
     @property
     def attributes(self) -> list: return list(self.classes)
