@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo
 BIN := $(abspath $(VENV))/bin
-EXTRAS := app,serve,heic,fast,export,runtime,sweep,tensorboard,mlflow,trackio,wandb
+EXTRAS := app,serve,heic,fast,export,runtime,ray,parquet,sweep,tensorboard,mlflow,trackio,wandb
 TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28'
 # What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input,
 # searches; and trackers, in a process of their own, since these libraries leave threads and servers behind.
