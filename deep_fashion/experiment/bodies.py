@@ -30,7 +30,7 @@ from ..data.vocab import AttributeVocab, mask_missing
 from ..model.arch import arch_parts, arch_source, is_elsewhere, photo_size
 from ..model.precision import fast_inference, has_fast_bfloat16
 from ..model.network import inference_features, parts_of
-from ..metrics.bootstrap import bootstrap_macro_f1
+from ..metrics.bootstrap import macro_f1_difference
 from ..metrics.scores import detailed_scores
 from ..train.learner import AttributeLearner
 from ..report.plots import save_figure
@@ -144,10 +144,7 @@ def differences(
     best:int, # The position of the body that the others are compared with
 ) -> np.ndarray: # Ends of the 95 % interval of the difference of mean macro-F1 (bodies, 2)
     "Compare every body with the best one by a paired bootstrap over products."
-    # The same seed draws the same products for all.
-    known = (targets >= 0).any(0)
-    samples = np.stack([np.nanmean(bootstrap_macro_f1(o[:, known], targets[:, known], products), axis=1) for o in predicted])
-    return np.quantile(samples - samples[best], [.025, .975], axis=1).T
+    return np.array([macro_f1_difference(o, predicted[best], targets, products) for o in predicted])
 
 def compared_bodies(
     results:list, # Of `BodyResult`

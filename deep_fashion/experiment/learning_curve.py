@@ -11,6 +11,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 from tqdm.auto import tqdm
 
 from ..core import InputError, counted, new_file
@@ -19,7 +20,7 @@ from ..commands import LearningCurveSettings
 from ..data.training_set import read_training_set
 from ..data.vocab import AttributeVocab, mask_missing
 from ..model.body import default_arch
-from ..metrics.bootstrap import bootstrap_macro_f1, macro_f1_from_confusion
+from ..metrics.bootstrap import bootstrap_macro_f1
 from ..train.linear_head import PENALTIES, FeatureSpace, fit_head
 from ..train.linear_probe import extract_features
 from ..report.verdict import LEAST_PHOTOS
@@ -60,22 +61,31 @@ def curve_of_attribute(
     fold:np.ndarray, # The fold of each photo, from 0
     draws:int=3, # Random draws per number of labels
     seed:int=42, # The same seed draws the same photos
-) -> pd.DataFrame: # `labels`, `macro_f1`, `low`, `high` (ends of the 95 % interval), `majority`, `photos` (with a label)
-    "Macro-F1 on held-out products by the number of labels."
-    most, rows = min(int((fold != i).sum()) for i in range(fold.max() + 1)), []
-    majority = np.bincount(targets).argmax()
+) -> pd.DataFrame: # `labels`, `macro_f1`, `gain` over the number before, their 95 % intervals, `majority`, `photos` (with a label)
+    """Macro-F1 on held-out products by the number of labels.
+
+    Ends of intervals are `low`, `high`, `gain_low` and `gain_high`; those of the gain are from a paired bootstrap over products."""
+    most, rows, before = min(int((fold != i).sum()) for i in range(fold.max() + 1)), [], None
     for n in tqdm(label_counts(most), desc='fitting heads', leave=False):
-        rng, scores, samples = np.random.default_rng([seed, n]), [], []
-        for draw in range(draws if n < most else 1):
-            predicted = _predictions(features, targets, products, fold, n, rng)
-            confusion = np.zeros((targets.max() + 1,)*2)
-            np.add.at(confusion, (targets, predicted), 1)
-            scores.append(macro_f1_from_confusion(confusion))
-            samples.append(bootstrap_macro_f1(predicted[:, None], targets[:, None], products, 300, draw))
-        low, high = np.quantile(np.concatenate(samples), [.025, .975])
-        rows.append(dict(labels=n, macro_f1=float(np.mean(scores)), low=low, high=high))
-    baseline = bootstrap_macro_f1(np.full((len(targets), 1), majority), targets[:, None], products, 300)
-    return pd.DataFrame(rows).assign(majority=float(np.mean(baseline)), photos=len(targets))
+        rng = np.random.default_rng([seed, n])
+        predicted = [_predictions(features, targets, products, fold, n, rng) for _ in range(draws if n < most else 1)]
+        # All photos are drawn in one way only.
+        score, samples = _scored(predicted*(draws//len(predicted)), targets, products)
+        gain = samples*np.nan if before is None else samples - before[1]
+        rows.append(dict(labels=n, macro_f1=score, **_ends(samples), gain=np.nan if before is None else score - before[0],
+                         **_ends(gain, 'gain_')))
+        before = score, samples
+    baseline, _ = _scored([np.full(len(targets), np.bincount(targets).argmax())], targets, products)
+    return pd.DataFrame(rows).assign(majority=baseline, photos=len(targets))
+
+def _scored(predicted, targets, products):
+    "Mean macro-F1 of several predictions, and that of bootstrap samples (predictions, samples), which are the same for the same position."
+    scores = [f1_score(targets, o, average='macro') for o in predicted]
+    samples = [bootstrap_macro_f1(o[:, None], targets[:, None], products, 300, i)[:, 0] for i, o in enumerate(predicted)]
+    return float(np.mean(scores)), np.stack(samples)
+
+def _ends(samples, prefix=''):
+    return dict(zip((f'{prefix}low', f'{prefix}high'), np.quantile(samples, [.025, .975])))
 
 # %% ../../nbs/91_experiment.learning_curve.ipynb #6e4baca5
 @takes_settings(LearningCurveSettings)
@@ -100,7 +110,8 @@ def learning_curve(
         products = data.products[known].to_numpy()
         parts.append(curve_of_attribute(features[known], targets[known], products, fold, seed=settings.random_seed).assign(attribute=a))
     if not parts: raise InputError(f"{settings.csv_path}: no attribute has labels of two classes and two products")
-    found = pd.concat(parts, ignore_index=True)[['attribute', 'labels', 'macro_f1', 'low', 'high', 'majority', 'photos']]
+    found = pd.concat(parts, ignore_index=True)
+    found.insert(0, 'attribute', found.pop('attribute'))
     if out: save_figure(plot_learning_curve(found), out)
     return found
 
@@ -134,11 +145,11 @@ def _worth(of_attribute):
         return f"too few labels to judge: {counted(last.photos, 'labelled photo')}, at least {LEAST_PHOTOS} are needed"
     if len(of_attribute) < 2: return "whether more labels would help cannot be told: there are too few for a second number of labels"
     before = of_attribute.iloc[-2]
-    gain = (f"the last {last.labels - before.labels} labels changed macro-F1 by {last.macro_f1 - before.macro_f1:+.3f}, "
-            f"from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
-    if last.low > before.high: return f"{gain}; more labels would probably help"
-    if last.high < before.low: return f"{gain}; more labels of this kind would probably not help"
-    return f"{gain}; the intervals overlap, so whether more labels would help cannot be told"
+    gain = (f"the last {last.labels - before.labels} labels changed macro-F1 by {last.gain:+.3f} ({last.gain_low:+.3f} to "
+            f"{last.gain_high:+.3f}), from {before.macro_f1:.3f} to {last.macro_f1:.3f}")
+    if last.gain_low > 0: return f"{gain}; more labels would probably help"
+    if last.gain_high < 0: return f"{gain}; more labels of this kind would probably not help"
+    return f"{gain}; whether more labels would help cannot be told"
 
 def curve_as_text(
     curve:pd.DataFrame, # As `learning_curve` returns it

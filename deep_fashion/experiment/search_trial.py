@@ -15,7 +15,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import set_seed
@@ -26,7 +25,7 @@ from ..terminal import fault_line
 from ..data.catch_all import mask_catch_all
 from ..data.training_set import TrainingSet, read_training_set
 from ..model.body import default_arch
-from ..metrics.bootstrap import bootstrap_macro_f1
+from ..metrics.bootstrap import macro_f1_difference
 from ..metrics.scores import detailed_scores
 from ..train.linear_probe import extract_features, head_logits
 from ..train.pruning import PruneTrial
@@ -190,6 +189,5 @@ def paired_difference(
     b:HeldOut, # The other, on the same photos
 ) -> Difference: # `a` minus `b`
     "The difference of two mean macro-F1 scores, with its 95 % interval by a paired bootstrap over products."
-    def means(o): return np.nanmean(bootstrap_macro_f1(o.predicted, o.targets, o.products), axis=1)
-    ends = np.nanquantile(means(a) - means(b), [.025, .975])
+    ends = macro_f1_difference(a.predicted, b.predicted, a.targets, a.products)
     return Difference(*(float(o) for o in (a.scores.loc['mean', 'macro_f1'] - b.scores.loc['mean', 'macro_f1'], *ends)))
