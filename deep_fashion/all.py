@@ -35,6 +35,7 @@ from .data.title_classifier import *
 from .data.titles import *
 from .data.catch_all import *
 from .data.code_names import *
+from .data.hash_pairs import *
 from .data.near_duplicates import *
 from .data.products import *
 from .data.split import *
