@@ -81,8 +81,10 @@ def prepared(step, folder, n):
     "What a step needs, made before its time is taken; the function of the step."
     from deep_fashion.data import products, training_set
     from deep_fashion.data.csv_file import CsvFile
+    from deep_fashion.data.parquet_file import ParquetFile
     from deep_fashion.data.table import read_table
-    if step in ("read", "parquet"): return lambda: CsvFile(folder / f"{n}.{'csv' if step == 'read' else step}").read()
+    if step == "read": return lambda: CsvFile(folder / f"{n}.csv").read()
+    if step == "parquet": return lambda: ParquetFile(folder / f"{n}.parquet").read()
     if step == "table": return lambda: read_table(folder / f"{n}.csv", folder / f"images_{n}")
     if step == "duplicates":
         from deep_fashion.data.near_duplicates import duplicate_groups
@@ -140,8 +142,9 @@ def as_table(results, sizes):
         of_step = {r["rows"]: r for r in results if r["step"] == step}
         cells = [f"{of_step[n]['seconds']:.1f} s, {of_step[n]['mebibytes']:,} MiB" if n in of_step else "" for n in sizes]
         last = [n for n in sizes if n in of_step][-2:]
-        growth = math.log(of_step[last[1]]["seconds"] / max(of_step[last[0]]["seconds"], .01), last[1] / last[0]) if len(last) == 2 else math.nan
-        lines.append(f"| {step} | {' | '.join(cells)} | {growth:.1f} |")
+        few, many = (max(of_step[n]["seconds"], 0.01) for n in (last[0], last[-1]))
+        growth = f"{math.log(many / few, last[1] / last[0]):.1f}" if len(last) == 2 else ""
+        lines.append(f"| {step} | {' | '.join(cells)} | {growth} |")
     return "\n".join(lines)
 
 

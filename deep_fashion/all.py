@@ -21,10 +21,12 @@ from .text import *
 from .data.file_cache import *
 from .data.photo_memory import *
 from .data.csv_dialect import *
+from .data.threads import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *
 from .data.csv_file import *
+from .data.parquet_file import *
 from .data.labels import *
 from .data.columns import *
 from .data.file_names import *

@@ -6,17 +6,16 @@
 __all__ = ['MAX_PHOTOS_COMPARED', 'photo_facts', 'similar_pairs', 'duplicate_groups']
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #ec43f9f1
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import numpy as np
 import pandas as pd
 import PIL
-from tqdm.auto import tqdm
 
 from ..core import InputError
 from .hash_pairs import near_hashes, range_pairs
 from .photo import use_photo
 from .table import Table
+from .threads import map_in_threads
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #9926aaf7
 def _facts_of(photo):
@@ -42,7 +41,9 @@ def _packed_facts(path, cache):
     key = cache and cache.key_of(path, 'facts', _METHOD)
     stored = cache.load(key, _FACTS.itemsize) if key else None
     if stored is not None: return stored.view(_FACTS)[0]
-    facts = use_photo(path, function=_facts_of)
+    try: facts = use_photo(path, function=_facts_of)
+    # Of a photo that cannot be decoded nothing is known, and it is like no other.
+    except InputError: return np.array([(0, 0, 0, 0, np.zeros(8), np.full((16, 16, 3), np.nan))], _FACTS)[0]
     packed = np.array([tuple(facts[name] for name in _FACTS.names)], _FACTS)
     if key: cache.store(key, packed)
     return packed[0]
@@ -50,14 +51,13 @@ def _packed_facts(path, cache):
 def photo_facts(
     table:Table, # Clean rows
 ) -> pd.DataFrame: # `width`, `height`, `contrast` and `outline` (0 to 255), `hash` (64 bits), `thumbnail` (16, 16, 3)
-    "Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows; those of known photos are read."
+    """Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows; those of known photos are read.
+
+    Of a photo that cannot be decoded, the size is 0."""
     paths, cache = [table.img_dir/name for name in table.rows.filename], _facts_cache()
     if cache: cache.make_room_for([cache.key_of(path, 'facts', _METHOD) for path in paths], _FACTS.itemsize)
-    # Decoding releases Python's lock, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        facts = pool.map(partial(_packed_facts, cache=cache), paths)
-        facts = tqdm(facts, total=len(paths), desc='looking for duplicates', unit=' photos', leave=False)
-        return pd.DataFrame([dict(zip(_FACTS.names, record)) for record in facts])
+    records = list(map_in_threads(partial(_packed_facts, cache=cache), paths, 'looking for duplicates'))
+    return pd.DataFrame({name: [record[name] for record in records] for name in _FACTS.names})
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #6440acc8
 MAX_PHOTOS_COMPARED = 200_000

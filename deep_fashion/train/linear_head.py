@@ -232,7 +232,9 @@ def choose_head(
     penalties:tuple=PENALTIES, # Penalties to compare
 ) -> HeadChoice:
     "The combination with the lowest cross-validated loss."
-    n_groups = len(np.unique(groups))
+    # Numbers, since scikit-learn takes quadratic time for text; the order of the groups stays.
+    groups, names = pd.factorize(groups, sort=True)
+    n_groups = len(names)
     # A single product cannot be divided into training and test photos.
     if n_groups < 2: return HeadChoice(penalties[len(penalties)//2], 0., 0., np.zeros((len(groups), len(data.classes))))
     folds = list(GroupKFold(min(5, n_groups), shuffle=True, random_state=0).split(data.coordinates, groups=groups))
