@@ -71,6 +71,7 @@ from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
 from .train.feature_store import *
+from .train.large_features import *
 from .train.learner import *
 from .train.linear_head import *
 from .train.linear_probe import *
