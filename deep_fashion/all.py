@@ -127,6 +127,7 @@ from .predict.tags import *
 from .predict.openvino import *
 from .predict.export import *
 from .experiment.plan import *
+from .experiment.set_aside import *
 from .experiment.recipes import *
 from .experiment.tracking import *
 from .experiment.training import *
