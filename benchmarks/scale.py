@@ -1,9 +1,9 @@
 """How time and memory of every step before and after the features grow with the table: `python benchmarks/scale.py`.
 
 Draws a few small photos and links to them from tables of up to a million rows. Each step runs in a process of its own, which reports its
-seconds, those of them in which a core was busy, and its peak of memory; facts about photos, predictions and features are drawn at random, since to compute them takes a fixed
-time per photo. Prints a table of the busy seconds, which other programs change less, with the exponent of their growth from the last
-size but one to the last: 1 is linear."""
+seconds, those of them in which a core was busy, and its peak of memory. Facts about photos, predictions and features are drawn at
+random, since to compute them takes a fixed time per photo. Prints a table of the busy seconds, which other programs change less, with
+the exponent of their growth from the last size but one to the last: 1 is linear."""
 import argparse
 import json
 import math

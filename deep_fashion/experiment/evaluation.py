@@ -22,7 +22,7 @@ from ..commands import EvaluateSettings
 from ..data.csv_dialect import CsvFormat
 from ..data.csv_file import CsvFile
 from ..data.labels import as_label, clean_labels, match_label, read_labels_map
-from ..data.table import Table, read_table
+from ..data.table import Table, decoded_table, read_table
 from ..data.products import find_products
 from ..data.vocab import AttributeVocab
 from ..metrics.scores import detailed_scores
@@ -63,7 +63,7 @@ def read_labelled(
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
     labelled, labels_map = _labels_of_file(settings, csv_format, vocab)
     others = [settings.title_column, settings.group_column]
-    table = read_table(settings.csv_path, settings.img_dir, labelled, None, others, labels_map, csv_format)
+    table = decoded_table(read_table(settings.csv_path, settings.img_dir, labelled, None, others, labels_map, csv_format))
     unscored = [a for a in vocab.attributes if a not in labelled]
     for a in unscored:
         hint = match_label(a, [column for column in table.rows if column not in vocab.attributes])

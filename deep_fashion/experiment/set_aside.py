@@ -6,13 +6,10 @@
 __all__ = ['set_photos_aside', 'decoded', 'teaching_photos', 'readable_features', 'write_split']
 
 # %% ../../nbs/85_experiment.set_aside.ipynb #4896c2f1
-import warnings
 from dataclasses import replace
 
-import pandas as pd
-
-from ..core import InputError, counted, write_csv
-from ..data.table import MAX_PHOTOS_DECODED, without_faults
+from ..core import write_csv
+from ..data.table import decoded_table, without_photos
 from ..data.training_set import TrainingSet
 from ..train.learner import AttributeLearner
 from ..train.linear_probe import extract_features
@@ -20,27 +17,21 @@ from ..train.linear_probe import extract_features
 # %% ../../nbs/85_experiment.set_aside.ipynb #1c8e60ef
 def set_photos_aside(
     data:TrainingSet, # Photos
-    faults:dict, # File name -> why the photo cannot be read
+    faults:dict, # File name -> why the photo cannot be used
 ) -> TrainingSet: # Without these photos, which are among the dropped rows of its table
     "Leave photos out; warns of them. Raises `InputError` if none is left."
     if not faults: return data
-    name, fault = next(iter(faults.items()))
-    example = f"the first is {name}: {fault}"
-    if len(faults) == len(data.rows): raise InputError(f"none of the {len(data.rows)} photos can be decoded; {example}")
-    found = [(data.table.lines.get(name, 0), name, f"unreadable image: {fault}") for name, fault in faults.items()]
-    dropped = pd.concat([data.table.dropped, pd.DataFrame(found, columns=['line', 'filename', 'reason'])])
-    warnings.warn(f"{counted(len(faults), 'photo')} cannot be decoded and left out, {example}; dropped.csv lists all", stacklevel=2)
-    kept = data.subset(~data.rows.filename.isin(faults))
-    table = replace(kept.table, dropped=dropped.sort_values('line', kind='stable', ignore_index=True))
-    return replace(kept, table=table, note=data.note)
+    table, kept = without_photos(data.table, faults), data.subset(~data.rows.filename.isin(faults))
+    return replace(kept, table=replace(table, rows=kept.rows), note=data.note)
 
 def decoded(
     data:TrainingSet, # Photos
 ) -> TrainingSet:
     "`data` without photos that cannot be decoded, where this was not checked when the table was read."
-    if len(data.rows) <= MAX_PHOTOS_DECODED: return data
-    _, faulty = without_faults(data.rows, data.table.img_dir)
-    return set_photos_aside(data, {name: fault.removeprefix('unreadable image: ') for _, name, fault in faulty})
+    table = decoded_table(data.table)
+    if table is data.table: return data
+    kept = data.subset(data.rows.filename.isin(table.rows.filename))
+    return replace(kept, table=replace(table, rows=kept.rows), note=data.note)
 
 # %% ../../nbs/85_experiment.set_aside.ipynb #1d6e6910
 def teaching_photos(
@@ -57,7 +48,8 @@ def readable_features(
     data, unreadable = teaching_photos(training.data), {}
     features = extract_features(learn, data.rows, unreadable)
     if not unreadable: return data, features
-    training.data = set_photos_aside(training.data, {data.rows.filename[i]: fault for i, fault in unreadable.items()})
+    faults = {data.rows.filename[i]: f'unreadable image: {fault}' for i, fault in unreadable.items()}
+    training.data = set_photos_aside(training.data, faults)
     write_split(training)
     return teaching_photos(training.data), features[~data.rows.index.isin(unreadable)]
 
