@@ -106,19 +106,15 @@ def prepared(step, folder, n):
         from deep_fashion.evaluate.label_audit import label_errors
         predictions = drawn_predictions(table.rows)
         return lambda: label_errors(predictions, list(LABELS))
-    return prepared_fit(table, of_row)
+    return prepared_fit(table)
 
 
-def prepared_fit(table, of_row):
-    "The linear probe, without the choice of a penalty."
-    import torch
-    from deep_fashion.data.vocab import AttributeVocab
+def prepared_fit(table):
+    "One head on features in a file, fitted once: all photos, no cross-validation."
     from deep_fashion.train.large_features import FeatureRows
-    from deep_fashion.train.linear_probe import ProbeData, _fit
-    torch.set_num_threads(1)
-    vocab = AttributeVocab.of_rows(table.rows, list(LABELS))
-    data = ProbeData(FeatureRows(drawn_features(table.rows)), table.rows, of_row)
-    return lambda: _fit(vocab, data, True, (.03,))
+    from deep_fashion.train.linear_head import FeatureSpace, fit_head
+    features, labels = FeatureRows(drawn_features(table.rows)), pd.factorize(table.rows.sleeve_length, sort=True)[0]
+    return lambda: fit_head(FeatureSpace(features)(features), labels, LABELS["sleeve_length"], .03)
 
 
 def run_step(step, folder, n):
