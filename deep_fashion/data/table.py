@@ -54,8 +54,9 @@ class Table:
         counts = []
         for attribute in self.attributes:
             labels = self.rows[attribute]
-            for label in [*sort_labels(labels.dropna().unique()), None]:
-                n, name = int(labels.isna().sum() if label is None else (labels == label).sum()), self.name(attribute, label)
+            photos = labels.value_counts()
+            for label in [*sort_labels(photos.index), None]:
+                n, name = int(labels.isna().sum() if label is None else photos[label]), self.name(attribute, label)
                 counts.append(dict(attribute=attribute, label=label or MISSING, name=name, photos=n, share=n/len(labels)))
         return pd.DataFrame(counts)
 
