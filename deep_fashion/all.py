@@ -21,10 +21,12 @@ from .text import *
 from .data.file_cache import *
 from .data.photo_memory import *
 from .data.csv_dialect import *
+from .data.threads import *
 from .data.photo import *
 from .data.samples import *
 from .data.folder import *
 from .data.csv_file import *
+from .data.parquet_file import *
 from .data.labels import *
 from .data.columns import *
 from .data.file_names import *
@@ -35,6 +37,7 @@ from .data.title_classifier import *
 from .data.titles import *
 from .data.catch_all import *
 from .data.code_names import *
+from .data.hash_pairs import *
 from .data.near_duplicates import *
 from .data.products import *
 from .data.split import *
@@ -68,6 +71,7 @@ from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
 from .train.feature_store import *
+from .train.large_features import *
 from .train.learner import *
 from .train.linear_head import *
 from .train.linear_probe import *
@@ -123,6 +127,7 @@ from .predict.tags import *
 from .predict.openvino import *
 from .predict.export import *
 from .experiment.plan import *
+from .experiment.set_aside import *
 from .experiment.recipes import *
 from .experiment.tracking import *
 from .experiment.training import *

@@ -42,8 +42,9 @@ def print_analysis(
     for attribute, o in summary['catch_all'].items():
         print(f"{attribute}: class {o['label']} ({o['share']:.0%} of the labels) is a catch-all; "
               f"titles of its photos indicate {_counts(o['says'])}")
-    print(f"near-duplicates: {counted(summary['near_duplicates'], 'group')}, {summary['leaking']} of them over several products; "
-          f"unusable photos: {_counts(summary['unusable'])}")
+    if summary['unusable'] is None: print("near-duplicates and unusable photos: not searched for in a table of this size")
+    else: print(f"near-duplicates: {counted(summary['near_duplicates'], 'group')}, {summary['leaking']} of them over several products; "
+                f"unusable photos: {_counts(summary['unusable'])}")
     _print_proposals(summary, settings)
     print(f"look at {settings.out/'audit.html'}; everything is in {settings.out}")
     print_next(after_analysis(settings, any(verdict.kind != 'none' for verdict in found), bool(summary.get('label_errors'))))

@@ -164,7 +164,7 @@ def _parameter(name, field):
 # %% ../nbs/01_settings.ipynb #a3430ede
 class common:
     "Options that several commands have."
-    csv_path = option(..., "table with file names and a column per attribute; or a public data set", 'input', metavar='CSV')
+    csv_path = option(..., "CSV or Parquet table with file names and a column per attribute; or a public data set", 'input', metavar='CSV')
     img_dir = option(..., "folder of the photos", 'input', metavar='DIR')
     attributes = option(None, "the columns that hold labels (default: all whose values can be labels and that no other setting names)",
                         'input', metavar='A,B')

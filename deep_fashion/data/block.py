@@ -18,7 +18,7 @@ from ..core import InputError
 from ..settings import input_size, nearest
 from .csv_dialect import CsvFormat
 from .csv_file import CsvFile
-from .table import Table, read_table
+from .table import Table, decoded_table, read_table
 from .split import split_table
 from .vocab import AttributeVocab, AttributesBlock, RowLabels
 from .pixel_cache import PixelCache, Squish
@@ -181,7 +181,7 @@ def from_df(cls:AttributeDataLoaders,
     valid_col = None if valid_col is None else _column(df.columns, valid_col)
     labels, fn_col = _columns(df.columns, label_cols), _column(df.columns, fn_col)
     rows = df.rename(columns={fn_col: 'filename'})
-    table = read_table(rows, Path(path)/(folder or '.'), labels, other_columns=[valid_col, split.get('group_column')])
+    table = decoded_table(read_table(rows, Path(path)/(folder or '.'), labels, other_columns=[valid_col, split.get('group_column')]))
     return cls.from_table(split_table(table, valid_pct, valid_column=valid_col, **split), path=path, **kwargs)
 
 @patch(cls_method=True)

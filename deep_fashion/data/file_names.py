@@ -86,7 +86,9 @@ class PhotoFinder:
     "Finds the files that the names in a table mean. `counts` and `examples` hold how names were written."
     def __init__(self,
         img_dir, # The folder of the photos
-    ): self.img_dir, self._index, self.counts, self.examples = Path(img_dir), None, Counter(), {}
+    ):
+        self.img_dir, self._index, self.counts, self.examples = Path(img_dir), None, Counter(), {}
+        self._asked, self._listed = Counter(), {}
 
     def find(self,
         name:str, # As it is in the table
@@ -103,8 +105,21 @@ class PhotoFinder:
         return found
 
     def _exists(self, name):
+        folder, _, last = name.rpartition('/')
+        self._asked[folder] += 1
+        # One listing takes less time than many questions, but more than a few.
+        if self._asked[folder] == _MAX_ASKED: self._listed[folder] = _files_in(self.img_dir/folder)
+        if self._listed.get(folder) is not None: return last in self._listed[folder]
         try: return os.path.lexists(self.img_dir/name) and not os.path.isdir(self.img_dir/name)
         except (OSError, ValueError): return False
+
+_MAX_ASKED = 1000 # questions about single files of a folder
+
+def _files_in(folder):
+    "The names of the files in a folder; None if it cannot be listed."
+    try:
+        with os.scandir(folder) as entries: return {entry.name for entry in entries if not entry.is_dir()}
+    except (OSError, ValueError): return None
 
 # %% ../../nbs/14_data.file_names.ipynb #2bd41f15
 def _below(path, img_dir):

@@ -36,8 +36,11 @@ def as_label(
     cell, # The content of a cell: text, a number, None or NaN
 ) -> str|None:
     "The label in `cell` as text, whole numbers without a decimal point; None if the label is missing."
-    if cell is None: return None
-    text = visible_text(str(cell))
+    return None if cell is None else _label_in(str(cell))
+
+@lru_cache(2**16) # labels repeat
+def _label_in(text):
+    text = visible_text(text)
     if text.lower() in _MISSING_MARKS: return None
     return re.sub(r'^(-?\d+)\.0*$', r'\1', text)
 

@@ -6,16 +6,16 @@
 __all__ = ['MAX_PHOTOS_COMPARED', 'photo_facts', 'similar_pairs', 'duplicate_groups']
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #ec43f9f1
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import numpy as np
 import pandas as pd
 import PIL
-from tqdm.auto import tqdm
 
 from ..core import InputError
+from .hash_pairs import near_hashes, range_pairs
 from .photo import use_photo
 from .table import Table
+from .threads import map_in_threads
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #9926aaf7
 def _facts_of(photo):
@@ -41,7 +41,9 @@ def _packed_facts(path, cache):
     key = cache and cache.key_of(path, 'facts', _METHOD)
     stored = cache.load(key, _FACTS.itemsize) if key else None
     if stored is not None: return stored.view(_FACTS)[0]
-    facts = use_photo(path, function=_facts_of)
+    try: facts = use_photo(path, function=_facts_of)
+    # Of a photo that cannot be decoded nothing is known, and it is like no other.
+    except InputError: return np.array([(0, 0, 0, 0, np.zeros(8), np.full((16, 16, 3), np.nan))], _FACTS)[0]
     packed = np.array([tuple(facts[name] for name in _FACTS.names)], _FACTS)
     if key: cache.store(key, packed)
     return packed[0]
@@ -49,43 +51,109 @@ def _packed_facts(path, cache):
 def photo_facts(
     table:Table, # Clean rows
 ) -> pd.DataFrame: # `width`, `height`, `contrast` and `outline` (0 to 255), `hash` (64 bits), `thumbnail` (16, 16, 3)
-    "Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows; those of known photos are read."
+    """Size, contrast, outline, perceptual hash and thumbnail of every photo, in the order of the rows; those of known photos are read.
+
+    Of a photo that cannot be decoded, the size is 0."""
     paths, cache = [table.img_dir/name for name in table.rows.filename], _facts_cache()
     if cache: cache.make_room_for([cache.key_of(path, 'facts', _METHOD) for path in paths], _FACTS.itemsize)
-    # Decoding releases Python's lock, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        facts = pool.map(partial(_packed_facts, cache=cache), paths)
-        facts = tqdm(facts, total=len(paths), desc='looking for duplicates', unit=' photos', leave=False)
-        return pd.DataFrame([dict(zip(_FACTS.names, record)) for record in facts])
+    records = list(map_in_threads(partial(_packed_facts, cache=cache), paths, 'looking for duplicates'))
+    return pd.DataFrame({name: [record[name] for record in records] for name in _FACTS.names})
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #6440acc8
-MAX_PHOTOS_COMPARED = 20_000
+MAX_PHOTOS_COMPARED = 200_000
 _MAX_BITS, _MAX_DIFFERENCE = 8, 6
+
+class _Looks:
+    "Hashes and thumbnails of photos; `coarse` means of the thumbnails never differ by more than the thumbnails do."
+    def __init__(self, facts):
+        self.hashes = np.stack(facts.hash.to_list()).astype(np.uint8).view(np.uint64)[:, 0] if len(facts) else np.empty(0, np.uint64)
+        self.thumbnails = np.stack(facts.thumbnail.to_list()).reshape(len(facts), -1) if len(facts) else np.empty((0, 768), np.float32)
+        self.coarse = self.thumbnails.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4)).reshape(-1, 48)
+
+    def are_similar(self, first, second):
+        "Whether the thumbnails of each pair are (pairs,)."
+        found = np.zeros(len(first), bool)
+        near = np.flatnonzero(self._are_closer(self.coarse, first, second, _MAX_DIFFERENCE + .01))
+        found[near] = self._are_closer(self.thumbnails, first[near], second[near], _MAX_DIFFERENCE)
+        return found
+
+    def _are_closer(self, values, first, second, most):
+        parts = [slice(start, start + 2**12) for start in range(0, len(first), 2**12)]
+        return np.concatenate([np.zeros(0, bool), *(np.abs(values[first[o]] - values[second[o]]).mean(1) < most for o in parts)])
+
+class _Classes:
+    "Photos by their hash: `members` in the order of hashes, those of class `i` from `starts[i]` to `starts[i + 1]`."
+    def __init__(self, hashes):
+        self.hashes, self.of = np.unique(hashes, return_inverse=True)
+        self.sizes = np.bincount(self.of, minlength=len(self.hashes))
+        self.members, self.starts = np.argsort(self.of, kind='stable'), np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def pairs_within(self, most):
+        "Yield the pairs of photos with the same hash, in chunks, for classes of at most `most` photos."
+        after, of = np.arange(1, len(self.members) + 1), self.of[self.members]
+        for first, second in range_pairs(after, np.where(self.sizes[of] <= most, self.starts[of + 1] - after, 0)):
+            yield self.members[first], self.members[second]
+
+    def pairs_between(self):
+        "Yield the pairs of photos whose hashes are different and close, in chunks."
+        for one, other in near_hashes(self.hashes, _MAX_BITS):
+            for pair, first in range_pairs(self.starts[one], self.sizes[one]):
+                for i, second in range_pairs(self.starts[other[pair]], self.sizes[other[pair]]):
+                    yield self.members[first[i]], self.members[second]
 
 def similar_pairs(
     facts:pd.DataFrame, # As `photo_facts` returns them
-    n_rows:int=1000, # Photos that are compared with all at a time, to save memory
-) -> np.ndarray: # Positions of the two photos (pairs, 2)
-    "All pairs of near-duplicates."
-    bits = np.unpackbits(np.stack(facts.hash.to_list()), axis=1).astype(np.float32)*2 - 1
-    thumbnails = np.stack(facts.thumbnail.to_list()).reshape(len(facts), -1)
-    pairs = []
-    for start in range(0, len(bits), n_rows):
-        # Of vectors of plus and minus one, each bit that differs takes 2 from the product.
-        differing = (64 - bits[start:start+n_rows] @ bits.T)/2
-        first, second = np.nonzero(differing <= _MAX_BITS)
-        candidates = np.stack([first + start, second], 1)[first + start < second]
-        similar = [np.abs(thumbnails[i] - thumbnails[j]).mean() < _MAX_DIFFERENCE for i, j in candidates]
-        pairs.append(candidates[np.array(similar, dtype=bool)])
-    return np.concatenate(pairs)
+) -> np.ndarray: # Positions of the two photos (pairs, 2), sorted
+    "All pairs of near-duplicates; a thousand copies of a photo are half a million pairs."
+    looks = _Looks(facts)
+    classes, found = _Classes(looks.hashes), [np.empty((0, 2), int)]
+    for chunks in (classes.pairs_within(len(facts)), classes.pairs_between()):
+        for first, second in chunks:
+            similar = looks.are_similar(first, second)
+            found.append(np.sort(np.stack([first[similar], second[similar]], 1), 1))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort(pairs.T[::-1])]
+
 
 # %% ../../nbs/20_data.near_duplicates.ipynb #8d3151b0
+_MANY = 200 # photos with the same hash
+
+def _linked(looks, members):
+    "Pairs that link the groups of `members`, which all have the same hash."
+    waiting, rest, found = [], members, []
+    while len(rest):
+        if not waiting: waiting, rest = [rest[0]], rest[1:]
+        one = waiting.pop()
+        similar = looks.are_similar(np.full(len(rest), one), rest)
+        waiting += rest[similar].tolist()
+        found.append(np.stack([np.full(int(similar.sum()), one), rest[similar]], 1))
+        rest = rest[~similar]
+    return np.concatenate([np.empty((0, 2), int), *found])
+
+def _grouped(groups, pairs):
+    "The groups (photos,), from 0, after those of each pair are joined."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    n = int(groups.max(initial=-1)) + 1
+    return connected_components(coo_array((np.ones(len(pairs)), groups[pairs].T), shape=(n, n)), directed=False)[1][groups]
+
 def duplicate_groups(
     facts:pd.DataFrame, # As `photo_facts` returns them
 ) -> np.ndarray: # Shape (photos,), from 0; a photo without near-duplicates has a group of its own
     "The group of near-duplicates that each photo belongs to."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    pairs = similar_pairs(facts)
-    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(facts),)*2)
-    return connected_components(links, directed=False)[1]
+    # Equal photos first.
+    keys = np.array([hash((o.tobytes(), p.tobytes())) for o, p in zip(facts.hash, facts.thumbnail)], np.int64)
+    _, kept, of_kept = np.unique(keys, return_index=True, return_inverse=True)
+    looks = _Looks(facts.iloc[kept])
+    classes, groups = _Classes(looks.hashes), np.arange(len(kept))
+    for i in np.flatnonzero(classes.sizes > _MANY):
+        groups = _grouped(groups, _linked(looks, classes.members[classes.starts[i]:classes.starts[i + 1]]))
+    for chunks in (classes.pairs_within(_MANY), classes.pairs_between()):
+        for first, second in chunks:
+            apart = groups[first] != groups[second]
+            pairs = np.stack([first[apart], second[apart]], 1)
+            pairs = pairs[looks.are_similar(*pairs.T)]
+            if len(pairs): groups = _grouped(groups, pairs)
+    # Numbered in the order of the photos.
+    return pd.factorize(groups[of_kept])[0]
+

@@ -8,10 +8,10 @@ __all__ = ['hash_files', 'hash_names', 'SeenPhotos']
 # %% ../../nbs/29_data.seen.ipynb #ddb88494
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import numpy as np
-from tqdm.auto import tqdm
+
+from .threads import map_in_threads
 
 # %% ../../nbs/29_data.seen.ipynb #b009f75e
 _UNREADABLE = 0
@@ -29,9 +29,7 @@ def hash_files(
     paths:list, # Files
 ) -> np.ndarray: # Shape (files,), unsigned integers of 64 bits
     "A hash of the content of every file; 0 for a file that cannot be read."
-    with ThreadPoolExecutor() as pool:
-        bar = tqdm(pool.map(_hash_file, paths, chunksize=64), total=len(paths), desc='hashing photos', leave=False)
-        return np.fromiter(bar, np.uint64, len(paths))
+    return np.fromiter(map_in_threads(_hash_file, paths, 'hashing photos'), np.uint64, len(paths))
 
 def hash_names(
     names, # Anything with a text form

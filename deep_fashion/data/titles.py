@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/18_data.titles.ipynb #0390a449
+_WORD, _NO_WORD = re.compile(r'[^\W\d_]{2,}'), re.compile('[a-f]+|[a-z]{2}')
+
 @lru_cache(2**16) # the same titles are read once per fold
 def title_words(
     title:str, # A title, or a file name that contains one
 ) -> frozenset:
     "The words of `title` and the pairs of neighbouring words, in lower case."
     text = unicodedata.normalize('NFKC', re.sub(r'\.\w{1,5}$', '', title)).lower()
-    words = [w for w in re.findall(r'[^\W\d_]{2,}', text) if not re.fullmatch('[a-f]+|[a-z]{2}', w)]
+    words = [w for w in _WORD.findall(text) if not _NO_WORD.fullmatch(w)]
     return frozenset([*words, *map(' '.join, zip(words, words[1:]))])
 
 # %% ../../nbs/18_data.titles.ipynb #9a94cb50
@@ -45,12 +47,14 @@ def indicative_words(
 ) -> pd.DataFrame: # `word`, `label`, `photos` of the class with this word, `precision` (lower bound)
     "The words that indicate a class, by class and precision."
     known = [(title_words(title), label) for title, label in zip(titles, labels) if pd.notna(label)]
-    n_labels, counts = Counter(label for _, label in known), {}
-    for label in n_labels: counts[label] = Counter(chain.from_iterable(words for words, of_title in known if of_title == label))
-    total = Counter(chain.from_iterable(words for words, _ in known))
+    n_labels, total = Counter(label for _, label in known), Counter(chain.from_iterable(words for words, _ in known))
+    counts = {word: Counter() for word, n in total.items() if n >= min_photos}
+    for words, label in known:
+        for word in counts.keys() & words: counts[word][label] += 1
     # Of two labels that are as common, the first one counts.
-    best = {word: max(counts, key=lambda label: counts[label][word]) for word, n in total.items() if n >= min_photos}
-    found = [(word, label, counts[label][word], total[word]) for word, label in best.items() if counts[label][word] >= min_photos]
+    rank = {label: i for i, label in enumerate(n_labels)}
+    best = [(word, *min(of_word.items(), key=lambda o: (-o[1], rank[o[0]]))) for word, of_word in counts.items()]
+    found = [(word, label, n, total[word]) for word, label, n in best if n >= min_photos]
     words = pd.DataFrame(found, columns=['word', 'label', 'photos', 'precision'])
     words['precision'] = wilson_lower_bound(words.photos, words.precision)
     shares = np.array([n_labels[label]/len(known) for label in words.label])
@@ -114,7 +118,9 @@ def cross_validate_titles(
     folds = min(folds, rows.group.nunique())
     if folds < 2: return dict(photos=len(rows), coverage=0., precision=None)
     predicted = pd.Series(None, index=rows.index, dtype=object)
-    for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(rows, groups=rows.group):
+    # Numbers, since scikit-learn takes quadratic time for text; the order of the groups stays.
+    groups = pd.factorize(rows.group, sort=True)[0]
+    for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(rows, groups=groups):
         words = TitleWords(**kwargs).fit(rows.title[train], rows.label[train])
         predicted.iloc[test] = words.predict(rows.title[test])
     covered = predicted.notna()

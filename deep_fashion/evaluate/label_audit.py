@@ -47,9 +47,11 @@ def _audited_labels(predictions, attribute):
     "Labelled photos of `attribute`, their class indices, and the probabilities (photos, classes) of the classes that occur."
     columns = _class_columns(predictions, attribute)
     labelled = predictions[predictions[attribute].isin(list(columns))]
-    occurring = [label for label in columns if (labelled[attribute] == label).any()]
+    found = set(labelled[attribute])
+    occurring = [label for label in columns if label in found]
     probabilities = labelled[[columns[label] for label in occurring]].to_numpy(float)
-    return labelled, labelled[attribute].map(occurring.index).to_numpy(), probabilities/probabilities.sum(1, keepdims=True).clip(1e-9)
+    indices = labelled[attribute].map({label: i for i, label in enumerate(occurring)}).to_numpy(int)
+    return labelled, indices, probabilities/probabilities.sum(1, keepdims=True).clip(1e-9)
 
 def _errors_of(predictions, attribute):
     "The probably wrong labels of one attribute; None if it has a single class."

@@ -18,10 +18,11 @@ _MIN_SIDE, _MIN_CONTRAST, _MIN_OUTLINE = 64, 1.5, 14
 def unusable_photos(
     table:Table, # Clean rows
     facts:pd.DataFrame, # As `photo_facts` returns them
-) -> pd.DataFrame: # `filename`, `reason` ('tiny', 'blank', 'close-up')
+) -> pd.DataFrame: # `filename`, `reason` ('tiny', 'blank', 'close-up', 'damaged')
     "Photos from which little can be learned, sorted by reason."
     is_tiny = facts[['width', 'height']].min(axis=1) < _MIN_SIDE
-    reasons = np.select([is_tiny, facts.contrast < _MIN_CONTRAST, facts.outline < _MIN_OUTLINE], ['tiny', 'blank', 'close-up'], '')
+    reasons = np.select([facts.width == 0, is_tiny, facts.contrast < _MIN_CONTRAST, facts.outline < _MIN_OUTLINE],
+                        ['damaged', 'tiny', 'blank', 'close-up'], '')
     found = pd.DataFrame(dict(filename=table.rows.filename, reason=reasons, outline=facts.outline.to_numpy()))
     found = found[found.reason != ''].sort_values(['reason', 'outline'], kind='stable')
     return found[['filename', 'reason']].reset_index(drop=True)

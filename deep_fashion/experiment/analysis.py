@@ -16,11 +16,11 @@ from ..commands import AnalyzeSettings
 from ..run import Run
 from ..data.csv_dialect import CsvFormat
 from ..data.labels import look_alikes
-from ..data.table import Table, read_table
+from ..data.table import Table, decoded_table, read_table
 from ..data.code_names import CodeName, propose_names, proposed_names
 from ..data.products import find_products
 from ..evaluate.label_audit import checked_predictions, match_predictions
-from ..evaluate.audit import Findings, audit_table
+from ..evaluate.audit import MAX_PHOTOS_AUDITED, Findings, audit_table
 from ..report.plots import save_figure
 from ..report.photos import MAX_ATTRIBUTES, plot_examples, plot_shares
 from ..report.tables import missing_as_class, summarize
@@ -32,14 +32,16 @@ def audit_summary(
     table:Table, # Clean rows
     findings:Findings, # Of these rows
 ) -> dict:
-    "Counts of everything that was found, as plain values."
+    "Counts of everything that was found, as plain values; None where photos were not audited."
     catch_alls = {a: dict(label=e['label'], share=round(e['share'], 4), says=e['says']) for a, e in findings.catch_alls.items()}
-    unusable = {reason: int(n) for reason, n in findings.unusable.reason.value_counts().items()}
+    of_photos = dict(near_duplicates=None, leaking=None, unusable=None)
+    if findings.duplicates is not None:
+        unusable = {reason: int(n) for reason, n in findings.unusable.reason.value_counts().items()}
+        of_photos = dict(near_duplicates=int(findings.duplicates.group.nunique()), leaking=findings.leaking, unusable=unusable)
     label_errors = {} if findings.errors is None else dict(label_errors=len(findings.errors))
     return dict(summarize(table), notes=table.notes, refused_labels=len(table.refused),
                 look_alikes=int((look_alikes(table.rows, table.attributes).looks_like != '').sum()), catch_all=catch_alls,
-                near_duplicates=int(findings.duplicates.group.nunique()),
-                leaking=findings.leaking, unusable=unusable, **label_errors)
+                **of_photos, **label_errors)
 
 def write_findings(
     out:Path, # A new folder
@@ -123,7 +125,8 @@ def _analyzed(settings, out):
     table.notes.append(products.note)
     predictions = predictions_of_run(settings.run, table, settings.csv_path) if settings.run else None
     warnings.warn(products.note, stacklevel=4)
-    findings = audit_table(table, products.of_row, predictions, settings.title_column, facts=products.facts)
+    is_small = len(table.rows) <= MAX_PHOTOS_AUDITED
+    findings = audit_table(table, products.of_row, predictions, settings.title_column, is_small, products.facts)
     catch_all = {a: evidence['label'] for a, evidence in findings.catch_alls.items()}
     proposals = propose_names(table, products.of_row, catch_all, settings.title_column)
     write_findings(out, table, findings)
@@ -138,6 +141,6 @@ def _analyzed(settings, out):
 
 def _read(settings):
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
-    return read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
-                      [settings.title_column, settings.group_column], settings.labels_map, csv_format)
+    return decoded_table(read_table(settings.csv_path, settings.img_dir, settings.attributes, settings.names,
+                                    [settings.title_column, settings.group_column], settings.labels_map, csv_format))
 

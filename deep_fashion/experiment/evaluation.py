@@ -20,9 +20,9 @@ from ..core import MISSING, InputError, closest, counted, new_file, shorten_list
 from ..settings import takes_settings
 from ..commands import EvaluateSettings
 from ..data.csv_dialect import CsvFormat
-from ..data.csv_file import CsvFile
+from ..data.parquet_file import table_file
 from ..data.labels import as_label, clean_labels, match_label, read_labels_map
-from ..data.table import Table, read_table
+from ..data.table import Table, decoded_table, read_table
 from ..data.products import find_products
 from ..data.vocab import AttributeVocab
 from ..metrics.scores import detailed_scores
@@ -63,7 +63,7 @@ def read_labelled(
     csv_format = CsvFormat(settings.filename_column, settings.delimiter, settings.encoding)
     labelled, labels_map = _labels_of_file(settings, csv_format, vocab)
     others = [settings.title_column, settings.group_column]
-    table = read_table(settings.csv_path, settings.img_dir, labelled, None, others, labels_map, csv_format)
+    table = decoded_table(read_table(settings.csv_path, settings.img_dir, labelled, None, others, labels_map, csv_format))
     unscored = [a for a in vocab.attributes if a not in labelled]
     for a in unscored:
         hint = match_label(a, [column for column in table.rows if column not in vocab.attributes])
@@ -76,7 +76,7 @@ def _labels_of_file(settings, csv_format, vocab):
 
     All attributes where there is none, since reading the table then reports what is missing."""
     given = read_labels_map(settings.labels_map) if settings.labels_map else {}
-    try: rows = CsvFile(settings.csv_path, csv_format).read()
+    try: rows = table_file(settings.csv_path, csv_format).read()
     except InputError: return vocab.attributes, {}
     labelled = [a for a in vocab.attributes if a in rows and clean_labels(rows[a])[0].notna().any()]
     return labelled or vocab.attributes, {a: {**_spellings(rows[a], a, vocab), **given.get(a, {})} for a in labelled}

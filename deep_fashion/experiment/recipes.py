@@ -35,6 +35,7 @@ from ..train.checkpoint import RunCheckpoint, check_checkpoint, hash_seed, load_
 from ..train.adaptation import RECIPE, adapt_body
 from ..train.schedule import find_learning_rate, fit_phases, training_phases
 from .plan import TrainingPlan
+from .set_aside import readable_features, teaching_photos
 
 # %% ../../nbs/86_experiment.recipes.ipynb #a5527a84
 @dataclass
@@ -101,8 +102,8 @@ def fit_probe(
     learn:AttributeLearner, # Its heads are replaced
 ) -> Outcome:
     "Fit the heads of `learn` on features of its frozen body."
-    data, penalties = _teaching(training.data), _penalties(training)
-    probe = ProbeData(extract_features(learn, data.rows), data.rows, data.products, data.titles)
+    (data, features), penalties = readable_features(training, learn), _penalties(training)
+    probe = ProbeData(features, data.rows, data.products, data.titles)
     if data.folds > 1:
         choices, logits = cross_validate_probe(learn, probe, data.rows.fold.to_numpy(), penalties=penalties)
         learn.majority, validation = majority_classes(data.rows, learn.vocab), data
@@ -112,10 +113,6 @@ def fit_probe(
         logits = head_logits(learn, probe.features[valid])/learn.model.output_temperatures().cpu()
         validation = data.subset(data.rows.is_valid)
     return Outcome(logits, validation, fold_history(learn, logits, validation.rows), dict(heads=_as_records(choices)))
-
-def _teaching(data):
-    "The photos with a label or, where titles are used, all."
-    return data if data.titles is not None else data.subset(data.rows[data.table.attributes].notna().any(axis=1))
 
 def _penalties(training):
     if training.settings.penalty: return (training.settings.penalty,)
@@ -174,7 +171,7 @@ def adapt_part(
     bar=None, # A `tqdm` that counts epochs
 ) -> AdaptedPart:
     "Adapt the body to the photos that are not in `test`, fit a probe on its features, and predict the others."
-    settings, data = training.settings, _teaching(training.data)
+    settings, data = training.settings, teaching_photos(training.data)
     seed, cache = hash_seed(settings.random_seed, 'adapted', number), settings.photo_cache
     network = adapt_body(learn, data.subset(~test), RECIPE, seed, cache, bar)
     speed = Speed(bfloat16=settings.bfloat16, feature_store=False)
@@ -190,7 +187,7 @@ def fit_adapted(
     learn:AttributeLearner, # Gets the network that tags
 ) -> Outcome:
     "Fit probes on the frozen body of `learn`, and on a copy that is adapted to the photos; keep what predicts better."
-    frozen, data = fit_probe(training, learn), _teaching(training.data)
+    frozen, data = fit_probe(training, learn), teaching_photos(training.data)
     tests = [data.rows.fold.to_numpy() == i for i in range(data.folds)] if data.folds > 1 else [data.rows.is_valid.to_numpy(bool)]
     paths = [training.run.fold_checkpoint(i) for i in range(data.folds)] if data.folds > 1 else [training.checkpoint_path]
     parts, logits = _adapted_parts(training, learn, tests, paths), torch.zeros(len(data.rows), sum(learn.vocab.sizes))

@@ -43,6 +43,7 @@ from ..predict.title_fusion import learn_titles
 from ..predict.title_use import title_use_as_text
 from ..predict.runtime import as_seen
 from .plan import TrainingPlan, training_plan
+from .set_aside import decoded, write_split
 from .recipes import Outcome, Training, follow_plan, new_learner
 from .tracking import log_results, log_start, run_trackers
 
@@ -55,6 +56,8 @@ def start_training(
     plan = TrainingPlan.of_run(run) if settings.resume else training_plan(settings)
     set_seed(settings.random_seed, reproducible=True)
     data = read_training_set(settings, plan.folds, plan.valid_pct)
+    # A linear probe finds out when it computes features.
+    if not plan.linear_probe or plan.is_adapted: data = decoded(data)
     # The default architecture is chosen last, since looking for weights can mean a download.
     plan = replace(plan, folds=data.folds, arch=plan.arch or default_arch(settings.pretrained and not settings.weights))
     training = Training(run, settings, plan, data)
@@ -115,9 +118,7 @@ def _has_own_body(run):
 
 def _record(training):
     run, data = training.run, training.data
-    split = data.rows[['filename', 'fold' if data.folds > 1 else 'is_valid']]
-    write_csv(run.file('split'), split.assign(product=data.products.to_numpy()))
-    write_csv(run.file('dropped'), data.table.dropped)
+    write_split(training)
     if training.settings.resume: return
     record_settings(run, training.settings, training.plan.as_dict())
     warnings.warn(data.note, stacklevel=3)

@@ -6,6 +6,8 @@
 __all__ = ['audit_page']
 
 # %% ../../nbs/75_report.audit_page.ipynb #8a13c287
+from itertools import islice
+
 import pandas as pd
 from jinja2.utils import markupsafe
 from ..core import counted, shorten_list
@@ -86,15 +88,18 @@ look before you change a label.</p>
 {{ explorer }}
 
 <h2 id="duplicates">Near-duplicates</h2>
-<p>{{ duplicate_count|counted('group') }} of photos that are nearly the same
+{% if audited %}<p>{{ duplicate_count|counted('group') }} of photos that are nearly the same
 {%- if leak_count %}; {{ leak_count }} of them belong to several products, so that a split by product would leak{% endif %}.</p>
+{% else %}<p>Not searched for in a table of this size; of a part of it, analyze finds them.</p>{% endif %}
 {% for g in duplicates %}<div class="group"><p class="quiet">{{ 'several products' if g.leaks else 'one product' }}
 {%- if g.conflicts %}; <span class="wrong">labels differ: {{ g.conflicts }}</span>{% endif %}</p>
 {{ photos(store, g.photos) }}</div>
 {% endfor %}
 
 <h2 id="unusable">Unusable photos</h2>
+{% if audited %}
 <p>{{ unusable_count|counted('photo') }} with next to nothing to learn from: tiny, blank, or without an outline of a garment.</p>
+{% else %}<p>Not searched for in a table of this size.</p>{% endif %}
 {{ photos(store, unusable) }}
 
 <h2 id="dropped">Dropped and merged rows</h2>
@@ -128,7 +133,7 @@ def _code_shown(store, table, proposal):
                 photos=stored_rows(store, table, photos))
 
 def _duplicates_shown(store, table, duplicates):
-    groups = [rows for _, rows in duplicates.groupby('group')][:_MAX_SHOWN]
+    groups = [rows for _, rows in islice(duplicates.groupby('group'), _MAX_SHOWN)]
     return [dict(leaks=rows.leaks.iloc[0], conflicts=rows.conflicts.iloc[0], photos=stored_rows(store, table, rows.head(_MAX_SHOWN)))
             for rows in groups]
 
@@ -161,12 +166,14 @@ def _explorer_of_errors(store, table, errors):
 # %% ../../nbs/75_report.audit_page.ipynb #7fdbeabe
 def audit_page(
     table:Table, # Clean rows
-    findings:Findings, # Of these rows, photos included
+    findings:Findings, # Of these rows
     source, # What was audited
     proposals=(), # As `propose_names` returns them
 ) -> str: # HTML
     "The findings as one HTML page with photos."
-    errors, unusable, duplicates, store = findings.errors, findings.unusable, findings.duplicates, PhotoStore()
+    errors, store, audited = findings.errors, PhotoStore(), findings.duplicates is not None
+    none = pd.DataFrame(columns=['filename', 'reason', 'group', 'leaks'])
+    unusable, duplicates = (findings.unusable, findings.duplicates) if audited else (none, none)
     # What is added first is sure to have room.
     values = dict(
         shares=_shares_shown(store, table), catch_alls=[_catch_all_shown(store, table, a, e) for a, e in findings.catch_alls.items()],
@@ -180,7 +187,7 @@ def audit_page(
         attribute_count=len(table.attributes),
         dropped=table.dropped.to_dict('records'),
         notes=table.notes, look_alikes=look_alikes(table.rows, table.attributes).to_dict('records'),
-        error_count=0 if errors is None else len(errors), duplicate_count=duplicates.group.nunique(), leak_count=findings.leaking,
-        unusable_count=len(unusable),
+        error_count=0 if errors is None else len(errors), duplicate_count=duplicates.group.nunique(), audited=audited,
+        leak_count=findings.leaking if audited else 0, unusable_count=len(unusable),
         explorer=_explorer_of_errors(store, table, None if errors is None else errors.head(_MAX_ERRORS)))
 

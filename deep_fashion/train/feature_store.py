@@ -95,12 +95,19 @@ class FeatureStore:
 
     def read(self) -> list: # Per photo of the loader, float32 of shape (n_features,), or None if it is not known
         "The features that are known."
+        return list(self.known())
+
+    def known(self):
+        "Yield what `read` returns, photo by photo."
         photos = self.dl.dataset.tls[0]
         keys = [self.files.key_of(os.path.join(photos.tfms.fs[0].folder, name), self.digest) for name in photos.items.filename]
-        found = [None if key is None else self.files.load(key, self.n_bytes) for key in keys]
+        is_complete = True
+        for key in keys:
+            found = None if key is None else self.files.load(key, self.n_bytes)
+            is_complete &= found is not None
+            yield None if found is None else found.view(np.float32)
         self.keys = self.files.make_room_for(keys, self.n_bytes)
-        if any(o is None for o in found) and not same_in_evaluation(self.model, self.dl.squish.size): self.keys = [None]*len(keys)
-        return [None if o is None else o.view(np.float32) for o in found]
+        if not is_complete and not same_in_evaluation(self.model, self.dl.squish.size): self.keys = [None]*len(keys)
 
     def write(self,
         i:int, # The position of a photo in the loader

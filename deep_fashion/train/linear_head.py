@@ -8,6 +8,7 @@ __all__ = ['PENALTIES', 'FeatureSpace', 'LinearHead', 'fit_heads', 'fit_head', '
 
 # %% ../../nbs/53_train.linear_head.ipynb #dc49ff5f
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sklearn.model_selection import GroupKFold
 
 from ..data.titles import TitleWords
 from ..metrics.calibration import calibrated_loss
+from .large_features import FeatureRows, StreamedCoordinates
 
 # %% ../../nbs/53_train.linear_head.ipynb #52cc5211
 _MAX_DIMENSIONS = 3000
@@ -24,13 +26,13 @@ _MAX_DIMENSIONS = 3000
 class FeatureSpace:
     "Standardised features, projected onto the dimensions in which the photos differ."
     def __init__(self,
-        features:np.ndarray, # Shape (photos, n_features)
+        features:np.ndarray|FeatureRows, # Shape (photos, n_features)
         seed:int=0, # Of the sample of photos, where there are too many
     ):
         self.mean, self.deviation = features.mean(0), np.sqrt(features.var(0) + 1e-5) # as in batch normalisation
         sample = features
         if len(sample) > _MAX_DIMENSIONS: sample = sample[np.random.default_rng(seed).choice(len(sample), _MAX_DIMENSIONS, replace=False)]
-        self.sample, self.is_all = self.standardised(sample), sample is features
+        self.sample, self.is_all = self.standardised(np.asarray(sample)), sample is features
         values, vectors = np.linalg.eigh((self.sample @ self.sample.T).astype(np.float64))
         kept = values > 1e-6*values[-1]
         self.roots, self.vectors = np.sqrt(values[kept]), vectors[:, kept]
@@ -44,9 +46,15 @@ class FeatureSpace:
         "Standardised features, scaled so that one strength of regularisation suits any number of features."
         return (features - self.mean)/self.deviation*np.float32(np.sqrt(1000/features.shape[1]))
 
-    def __call__(self, features:np.ndarray) -> np.ndarray:
+    @cached_property
+    def projection(self) -> np.ndarray:
+        "What standardised features are multiplied by (n_features, dimensions)."
+        return self.sample.T @ (self.vectors/self.roots).astype(np.float32)
+
+    def __call__(self, features:np.ndarray|FeatureRows) -> np.ndarray|StreamedCoordinates:
         "Features (photos, n_features) as coordinates (photos, dimensions)."
-        return self.standardised(features) @ (self.sample.T @ (self.vectors/self.roots).astype(np.float32))
+        if isinstance(features, FeatureRows): return StreamedCoordinates(features, self)
+        return self.standardised(features) @ self.projection
 
     def weights(self, coefficients:np.ndarray) -> np.ndarray:
         "Coefficients of coordinates (classes, dimensions) as weights of standardised features (classes, n_features)."
@@ -64,7 +72,10 @@ class LinearHead(NamedTuple):
 
 def _in_span(points):
     "Points in the dimensions they span (points, rank), their sums of squares there (rank,), and the basis (dimensions, rank)."
-    if len(points) >= points.shape[1]: return points, (points**2).sum(0), np.eye(points.shape[1], dtype=points.dtype)
+    if len(points) >= points.shape[1]:
+        squares = points.sums_of_squares() if isinstance(points, StreamedCoordinates) else (points**2).sum(0)
+        return points, squares, np.eye(points.shape[1], dtype=np.float32)
+    points = np.asarray(points)
     values, vectors = np.linalg.eigh((points @ points.T).astype(np.float64))
     kept = values > 1e-6*max(values[-1], 1e-12)
     values, vectors = values[kept], vectors[:, kept]
@@ -80,11 +91,18 @@ def _importance(labels, weights, n_classes, balanced):
     return weights, of_class > 0
 
 # %% ../../nbs/53_train.linear_head.ipynb #459897fd
+class _Points:
+    "Coordinates in memory beside a column of ones, with the methods of `StreamedCoordinates`: a single chunk."
+    def __init__(self, points): self.all = np.hstack([points, np.ones((len(points), 1))]).astype(np.float32)
+    def chunks(self): yield slice(0, len(self.all)), self.all
+    def lifted(self, weights): return weights
+    def lowered(self, gradient): return gradient
+
 class _Fits:
     "The sum of the losses of several fits on the same photos, and its gradient."
     def __init__(self, points, curvature, labels, importance, present):
         n, rank = points.shape
-        self.points = np.hstack([points, np.ones((n, 1))]).astype(np.float32)
+        self.points = points if isinstance(points, StreamedCoordinates) else _Points(points)
         self.importance, self.shape = importance.T.astype(np.float32), (rank + 1, *present.shape)
         self.absent = np.where(present, 0, -1e9).astype(np.float32)
         self.rows, self.fits = np.nonzero(labels.T >= 0)
@@ -97,19 +115,28 @@ class _Fits:
         self.ridge = np.append(np.ones(rank), 0)[:, None]*ridge*self.scale**2
 
     def __call__(self, scaled):
-        scaled = scaled.reshape(self.shape)
-        logits = self.points @ self.weights(scaled).astype(np.float32).reshape(len(scaled), -1)
-        logits = logits.reshape(-1, *self.shape[1:]) + self.absent
-        logits -= logits.max(2, keepdims=True)
-        chosen, errors = logits[self.rows, self.fits, self.classes], np.exp(logits)
-        total = errors.sum(2)
-        of_chosen = self.importance[self.rows, self.fits]
-        loss = (of_chosen*(np.log(total[self.rows, self.fits]) - chosen)).sum(dtype=np.float64)
-        errors *= (self.importance/total)[..., None]
-        errors[self.rows, self.fits, self.classes] -= of_chosen
-        gradient = (self.points.T @ errors.reshape(len(errors), -1)).reshape(self.shape)*self.scale[..., None]
+        scaled, loss, gradient = scaled.reshape(self.shape), 0., 0.
+        weights = self.points.lifted(self.weights(scaled).astype(np.float32).reshape(len(scaled), -1))
+        for part, points in self.points.chunks():
+            of_part, errors = self._errors(part, points @ weights)
+            loss, gradient = loss + of_part, gradient + points.T @ errors
+        gradient = self.points.lowered(gradient).reshape(self.shape)*self.scale[..., None]
         pull = self.ridge[..., None]*scaled
         return loss + (pull*scaled).sum()/2, (gradient + pull).ravel()
+
+    def _errors(self, part, logits):
+        "The loss of a part of the photos, and its derivative by their logits (photos, outputs)."
+        first, last = np.searchsorted(self.rows, [part.start, part.stop])
+        at = self.rows[first:last] - part.start, self.fits[first:last], self.classes[first:last]
+        logits = logits.reshape(-1, *self.shape[1:]) + self.absent
+        logits -= logits.max(2, keepdims=True)
+        chosen, errors = logits[at], np.exp(logits)
+        total, importance = errors.sum(2), self.importance[part]
+        of_chosen = importance[at[:2]]
+        loss = (of_chosen*(np.log(total[at[:2]]) - chosen)).sum(dtype=np.float64)
+        errors *= (importance/total)[..., None]
+        errors[at] -= of_chosen
+        return loss, errors.reshape(len(errors), -1)
 
     def weights(self, scaled): return scaled.reshape(self.shape)*self.scale[..., None]
 
@@ -232,7 +259,9 @@ def choose_head(
     penalties:tuple=PENALTIES, # Penalties to compare
 ) -> HeadChoice:
     "The combination with the lowest cross-validated loss."
-    n_groups = len(np.unique(groups))
+    # Numbers, since scikit-learn takes quadratic time for text; the order of the groups stays.
+    groups, names = pd.factorize(groups, sort=True)
+    n_groups = len(names)
     # A single product cannot be divided into training and test photos.
     if n_groups < 2: return HeadChoice(penalties[len(penalties)//2], 0., 0., np.zeros((len(groups), len(data.classes))))
     folds = list(GroupKFold(min(5, n_groups), shuffle=True, random_state=0).split(data.coordinates, groups=groups))

@@ -9,6 +9,7 @@ __all__ = ['extract_features', 'head_logits', 'ProbeData', 'fit_linear_probe', '
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,14 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..core import InputError, counted
+from ..data.photo import photo_fault
 from ..data.titles import cross_validate_titles
 from ..data.vocab import mask_missing
 from ..model.precision import fast_inference
 from ..model.network import inference_features, parts_of
 from ..metrics.calibration import fit_temperatures
 from .feature_store import feature_store
+from .large_features import FeatureRows, room_for_features
 from .learner import AttributeLearner
 from .linear_head import PENALTIES, FeatureSpace, HeadData, LinearHead, choose_head, read_head, write_head
 
@@ -31,54 +34,88 @@ from .linear_head import PENALTIES, FeatureSpace, HeadData, LinearHead, choose_h
 def extract_features(
     learn:AttributeLearner, # Its body computes the features
     rows:pd.DataFrame, # With the column `filename`
-) -> np.ndarray: # Shape (photos, n_features), float32
-    "The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation; those of known photos are read."
-    learn.model.eval()
-    store = feature_store(learn, learn.dls.test_dl(rows))
-    parts = parts_of(learn.model) if store else []
-    # The features of a body that is joined with others may be known from elsewhere.
-    if len(parts) > 1: return np.concatenate([_features_of_part(learn, part, rows) for part in parts], 1)
-    found = store.read() if store else [None]*len(rows)
-    missing = [i for i, features in enumerate(found) if features is None]
-    for i, features in zip(missing, _computed_features(learn, rows.iloc[missing])):
-        found[i] = features
-        if store: store.write(i, features)
-    return _finite(np.stack(found), rows)
+    unreadable:dict=None, # Gets the position and the fault of photos that cannot be read, whose features are 0
+) -> np.ndarray|FeatureRows: # Shape (photos, n_features), float32; `FeatureRows` where they take too much memory
+    """The inputs of the heads of `learn` for every photo of `rows`, in their order, without augmentation; those of known photos are read.
 
-def _finite(features, rows):
-    broken = ~np.isfinite(features).all(1)
-    if not broken.any(): return features
+    Without `unreadable`, raises `InputError` if a photo cannot be read."""
+    learn.model.eval()
+    features = room_for_features(len(rows), learn.model.n_features)
+    _fill(learn, rows, features, unreadable)
+    found = FeatureRows(features) if isinstance(features, np.memmap) else features
+    _check_finite(found, rows)
+    return found
+
+def _fill(learn, rows, features, unreadable):
+    "Write the features of the photos into `features`."
+    store = feature_store(learn, learn.dls.test_dl(rows))
+    parts, start, missing = parts_of(learn.model) if store else [], 0, list(range(len(rows)))
+    # The features of a body that is joined with others may be known from elsewhere.
+    if len(parts) > 1:
+        for part in parts:
+            _fill_part(learn, part, rows, features[:, start:start+part.n_features], unreadable)
+            start += part.n_features
+        return
+    if store:
+        missing = []
+        for i, known in enumerate(store.known()):
+            if known is None: missing.append(i)
+            else: features[i] = known
+    for i, computed in _computed_features(learn, rows, missing, unreadable):
+        features[i] = computed
+        if store: store.write(i, computed)
+
+def _check_finite(features, rows):
+    chunks = features.chunks() if isinstance(features, FeatureRows) else [(None, features)]
+    broken = np.concatenate([np.zeros(0, bool), *(~np.isfinite(part).all(1) for _, part in chunks)])
+    if not broken.any(): return
     raise InputError(f"{rows.filename[broken].iloc[0]}: its features are not finite, as for {counted(int(broken.sum()), 'photo')} in all; "
                      "compute in 32 bits (bfloat16 off) or use another body")
 
-def _features_of_part(learn, part, rows):
+def _fill_part(learn, part, rows, features, unreadable):
     whole = learn.model
     learn.model, part.mirrored = part, whole.mirrored
-    try: return extract_features(learn, rows)
+    try: _fill(learn, rows, features, unreadable)
     finally: learn.model, part.mirrored = whole, False
 
-def _computed_features(learn, rows):
-    if rows.empty: return
-    with tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False) as bar:
-        for (photos,) in learn.dls.test_dl(rows):
-            with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
-                features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
-            yield from features
-            bar.update(len(features))
+def _computed_features(learn, rows, positions, unreadable):
+    "Yield position and features of the photos at `positions`; photos that cannot be read are left out if `unreadable` is given."
+    with tqdm(total=len(positions), desc='features of photos', unit=' photos', leave=False) as bar:
+        while positions:
+            try:
+                for (photos,) in learn.dls.test_dl(rows.iloc[positions]):
+                    with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
+                        features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
+                    done, positions = positions[:len(features)], positions[len(features):]
+                    yield from zip(done, features)
+                    bar.update(len(features))
+            except InputError:
+                # The batches before were complete, so it is one of the next photos.
+                faults = {} if unreadable is None else _faults(learn, rows, positions[:learn.dls.test_dl(rows.iloc[:1]).bs])
+                if not faults: raise
+                unreadable.update(faults)
+                positions = [i for i in positions if i not in faults]
+
+def _faults(learn, rows, positions):
+    "Position -> fault of the photos that cannot be read."
+    folder = learn.dls.test_dl(rows.iloc[:1]).dataset.tls[0].tfms.fs[0].folder
+    found = {i: photo_fault(Path(folder)/rows.filename.iloc[i]) for i in positions}
+    return {i: fault for i, fault in found.items() if fault}
 
 def head_logits(
     learn:AttributeLearner, # Its heads compute the logits
-    features:np.ndarray, # As `extract_features` returns them (photos, n_features)
+    features:np.ndarray|FeatureRows, # As `extract_features` returns them (photos, n_features)
 ) -> torch.Tensor: # Shape (photos, sum of sizes), before division by temperatures
     "Logits of the heads of `learn`."
     model = learn.model.eval()
-    with torch.no_grad(): return model.logits(torch.from_numpy(features).to(model.temperatures.device)).cpu()
+    parts = (part for _, part in features.chunks()) if isinstance(features, FeatureRows) else [features]
+    with torch.no_grad(): return torch.cat([model.logits(torch.from_numpy(o).to(model.temperatures.device)).cpu() for o in parts])
 
 # %% ../../nbs/54_train.linear_probe.ipynb #2b1fe843
 @dataclass
 class ProbeData:
     "Photos to fit heads on, one per row."
-    features:np.ndarray # As `extract_features` returns them (photos, n_features)
+    features:np.ndarray|FeatureRows # As `extract_features` returns them (photos, n_features)
     rows:pd.DataFrame # A column of labels per attribute
     groups:np.ndarray # The product of each photo
     titles:pd.Series|None = None # The title of each photo, to infer missing labels from
