@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from ..core import InputError, counted
 from ..data.titles import cross_validate_titles
 from ..data.vocab import mask_missing
-from ..model.precision import fast_inference
 from ..model.network import inference_features, parts_of
 from ..metrics.calibration import fit_temperatures
+from .distributed import outputs_of_rows
 from .feature_store import feature_store
 from .learner import AttributeLearner
 from .linear_head import PENALTIES, FeatureSpace, HeadData, LinearHead, choose_head, read_head, write_head
@@ -60,9 +60,7 @@ def _features_of_part(learn, part, rows):
 def _computed_features(learn, rows):
     if rows.empty: return
     with tqdm(total=len(rows), desc='features of photos', unit=' photos', leave=False) as bar:
-        for (photos,) in learn.dls.test_dl(rows):
-            with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
-                features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
+        for features in outputs_of_rows(learn, rows, inference_features):
             yield from features
             bar.update(len(features))
 
