@@ -191,6 +191,10 @@ def _follow():
     try: follow()
     except Exception as e: this_group().fail(e)
 
+def _quiet():
+    "Keep PyTorch's remarks on how it computes from the terminal; it asks for this when it is imported."
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
+
 def _followed():
     "The exit status of a process that could not follow to the end, as the others end at once."
     rank, os.environ['TQDM_DISABLE'] = place_in_group()[0], '1' # shows no progress
@@ -208,6 +212,7 @@ def run_in_group(
 ) -> int: # Exit status
     "Run `command`, `guarded`, in process 0; the other processes do what it asks them for, and end with it."
     global _group
+    _quiet()
     if place_in_group()[0]: return _followed()
     def led():
         join_group()
