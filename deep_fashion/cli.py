@@ -296,12 +296,17 @@ def _run(arguments):
     except click.ClickException as e: raise InputError(e.format_message()) from None
     except click.exceptions.Exit as e: return e.exit_code
 
+def _follow():
+    from deep_fashion.train.distributed import follow
+    follow()
+
 def main(
     arguments:list=None, # Words of the command line (default: those this program was called with)
 ) -> int: # Exit status
     "Run a command; a mistake in the input is one line on standard error and status 2."
     given = sys.argv[1:] if arguments is None else list(arguments)
-    status = (run_in_group if place_in_group()[1] > 1 else guarded)(lambda: _run(given))
+    def run(): return _run(given)
+    status = run_in_group(run, _follow) if place_in_group()[1] > 1 else guarded(run)
     # What Python does at the end of a program is not to be interrupted with a traceback.
     if arguments is None: end_at_once()
     return status

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 
 from .core import InputError
@@ -34,7 +34,8 @@ def place_in_group() -> tuple: # The number of this process, from 0, and how man
 def warn_of_accelerate() -> None:
     "Warn if `accelerate` started one process only, as it does on processors, however many it was asked for."
     if 'WORLD_SIZE' in os.environ or not any(name.startswith('ACCELERATE_') for name in os.environ): return
-    warnings.warn("accelerate has started one process; for several, use torchrun --nproc_per_node 2 -m deep_fashion train ...", stacklevel=2)
+    warnings.warn("accelerate has started one process; for several, use torchrun --nproc_per_node 2 -m deep_fashion train ...",
+                  stacklevel=2)
 
 # %% ../nbs/04_processes.ipynb #5194cc41
 def share_of(
@@ -160,7 +161,8 @@ def check_alone(
     command:str, # The name of a command
 ) -> None:
     "Raises `InputError` if there are several processes, for a command that runs in one."
-    if _group: raise InputError(f"{command} runs in one process, and {_group.size} were started; call it without torchrun (only train uses several)")
+    if _group: raise InputError(f"{command} runs in one process, and {_group.size} were started; call it without torchrun "
+                                "(only train uses several)")
 
 def join_group(
     wait:float=_WAIT, # Seconds for all to come
@@ -171,7 +173,8 @@ def join_group(
     (rank, size), host = place_in_group(), os.environ['MASTER_ADDR']
     try: store = next(dist.rendezvous('env://', timeout=timedelta(seconds=wait)))[0]
     except (dist.DistError, RuntimeError, ValueError) as e:
-        raise InputError(f"rank {rank}: cannot meet the others at {host}:{os.environ['MASTER_PORT']} ({type(e).__name__})") from e
+        raise InputError(f"rank {rank}: the {size} processes did not meet at {host}:{os.environ['MASTER_PORT']} within {wait:.0f} seconds; "
+                         "start all of them, on hosts that reach this address") from e
     store.set_timeout(timedelta(seconds=wait))
     try: _group = Leader(size, lambda o: store.set('deep_fashion', o), wait) if rank == 0 else _follower(rank, size, host, store)
     except (dist.DistError, OSError) as e: raise InputError(f"rank {rank}: rank 0 does not answer ({type(e).__name__})") from e
@@ -186,16 +189,11 @@ def _follower(rank, size, host, store):
         if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)
     return found
 
-def _follow():
-    from deep_fashion.train.distributed import follow
-    try: follow()
-    except Exception as e: this_group().fail(e)
-
 def _quiet():
     "Keep PyTorch's remarks on how it computes from the terminal; it asks for this when it is imported."
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
-def _followed():
+def _followed(follow):
     "The exit status of a process that could not follow to the end, as the others end at once."
     rank, os.environ['TQDM_DISABLE'] = place_in_group()[0], '1' # shows no progress
     def run():
@@ -204,16 +202,18 @@ def _followed():
             # One line is enough.
             if rank == 1: raise
             return _FAILED
-        return _follow()
+        try: follow()
+        except Exception as e: _group.fail(e)
     return guarded(run)
 
 def run_in_group(
     command:Callable, # Without arguments, returns an exit status; None counts as 0
+    follow:Callable, # Without arguments: does what process 0 asks for, for ever
 ) -> int: # Exit status
     "Run `command`, `guarded`, in process 0; the other processes do what it asks them for, and end with it."
     global _group
     _quiet()
-    if place_in_group()[0]: return _followed()
+    if place_in_group()[0]: return _followed(follow)
     def led():
         join_group()
         return command()

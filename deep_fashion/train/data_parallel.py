@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from torch import nn
@@ -18,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core import InputError
 from ..data.loaders import PhotoDL
-from .distributed import agreed, announce, joined_shares, n_processes, own_device, own_share, process_number, to_own_device, total
+from .distributed import (agreed, announce, joined_shares, n_processes, own_device, own_share, process_number,
+                                            to_own_device, total)
+from .feature_cache import FeatureCache
 from .learner import AttributeLearner
 from .checkpoint import hash_seed
 
@@ -81,6 +82,9 @@ def _check(learn):
 @contextmanager
 def _sharing(learn):
     "Share the batches of `learn` within the block."
+    # All have to compute the same features, and a copy of a learner has none.
+    for cb in learn.cbs:
+        if isinstance(cb, FeatureCache): cb.clear()
     try:
         for dl in learn.dls.loaders: dl.share_batches(process_number(), n_processes())
         with learn.added_cbs([DataParallel(), OwnSeeds()]): yield
