@@ -18,6 +18,7 @@ from .pickled_objects import *
 from .pickled_numbers import *
 from .pickles import *
 from .text import *
+from .processes import *
 from .data.file_cache import *
 from .data.photo_memory import *
 from .data.csv_dialect import *
@@ -67,6 +68,7 @@ from .metrics.proportion import *
 from .metrics.selective import *
 from .metrics.scores import *
 from .metrics.paired import *
+from .train.distributed import *
 from .train.state import *
 from .train.precision import *
 from .train.feature_cache import *
@@ -78,6 +80,7 @@ from .train.linear_probe import *
 from .train.selection import *
 from .train.adaptation_data import *
 from .train.checkpoint import *
+from .train.data_parallel import *
 from .train.adaptation import *
 from .train.schedule import *
 from .train.tracking import *

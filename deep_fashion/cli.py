@@ -25,6 +25,7 @@ with handling_stops():
     from deep_fashion.core import InputError
     from deep_fashion.settings import Settings, as_toml, checked_run_name
     from deep_fashion.terminal import guarded
+    from deep_fashion.processes import check_alone, place_in_group, run_in_group, warn_of_accelerate
     from deep_fashion.cli_next import free_path
     from deep_fashion.cli_results import print_analysis, print_conversion, print_evaluation, print_export, print_run, print_tags
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
@@ -60,6 +61,7 @@ def run_train(settings:Settings) -> int:
     "Train a tagger."
     from deep_fashion.run import Run
     from deep_fashion.experiment.training import train_tagger
+    warn_of_accelerate()
     try: print_run(train_tagger(settings))
     except KeyboardInterrupt:
         run = Run(settings.runs_dir/settings.run_name)
@@ -246,6 +248,7 @@ def with_config(
 def _called(command, show_config=False, **options):
     "Run a command with what was given of its options."
     given = {name: value for name, value in options.items() if value is not None}
+    if command.run is not run_train: check_alone(command.name)
     if command.settings is Settings: given = with_config(given, given.pop('config', None))
     if not show_config: return command.run(command.settings(**given))
     # What has to be given for a run need not be there to be shown.
@@ -293,12 +296,17 @@ def _run(arguments):
     except click.ClickException as e: raise InputError(e.format_message()) from None
     except click.exceptions.Exit as e: return e.exit_code
 
+def _follow():
+    from deep_fashion.train.distributed import follow
+    follow()
+
 def main(
     arguments:list=None, # Words of the command line (default: those this program was called with)
 ) -> int: # Exit status
     "Run a command; a mistake in the input is one line on standard error and status 2."
     given = sys.argv[1:] if arguments is None else list(arguments)
-    status = guarded(lambda: _run(given))
+    def run(): return _run(given)
+    status = run_in_group(run, _follow) if place_in_group()[1] > 1 else guarded(run)
     # What Python does at the end of a program is not to be interrupted with a traceback.
     if arguments is None: end_at_once()
     return status

@@ -13,6 +13,7 @@ from fastai.data.all import *
 from fastai.vision.all import *
 
 from ..core import InputError
+from ..processes import share_of
 from .photo import open_photo, use_photo
 from .vocab import EncodeAttributes, RowLabels
 from .pixel_cache import PixelCache, Squish, resized
@@ -84,7 +85,7 @@ def _is_replaced(dl, name):
 
 class PhotoDL(TfmdDL):
     "A `TfmdDL` that opens photos in threads, and can keep their pixels in a `PixelCache`."
-    cache, keys = None, frozenset()
+    cache, keys, share = None, frozenset(), None
     def use_cache(self,
         cache:PixelCache, # Where pixels are read and stored
         keys:list, # The keys of the photos to store; None is ignored
@@ -109,6 +110,26 @@ class PhotoDL(TfmdDL):
         # Photos to be tagged have no labels.
         known = photo in ((PhotoPath, OpenPhoto), (OpenPhoto,)) and labels in ([], [(RowLabels, EncodeAttributes)])
         return known and not self.before_batch.fs and {type(step) for step in self.after_item.fs} <= {Squish, ToTensor}
+
+    def share_batches(self,
+        part:int, # The number of a process, from 0
+        parts:int, # How many there are
+    ) -> None:
+        "Give only one of several parts of every batch; `bs` becomes the size of that part. With one part, give whole batches again."
+        whole = self.share[2] if self.share else self.bs
+        self.share = (part, parts, whole) if parts > 1 else None
+        self.bs = len(range(whole)[share_of(whole, part, parts)])
+
+    def get_idxs(self):
+        indices = super().get_idxs()
+        if self.share is None: return indices
+        part, parts, whole = self.share
+        # A batch cannot be empty: of the last one, a process without a part gets the first photo.
+        return [i for batch in chunked(indices, whole, self.drop_last) for i in batch[share_of(len(batch), part, parts)] or batch[:1]]
+
+    def __len__(self):
+        if self.share is None: return super().__len__()
+        return self.n//self.share[2] if self.drop_last else -(-self.n//self.share[2])
 
     def in_table_order(self) -> "PhotoDL":
         "A loader of all photos in the order of the table, as bytes: without the transforms of batches."
@@ -166,6 +187,7 @@ class TensorDL(DataLoader):
         random.setstate(state)
         self.source, self.inputs, self.targets, self.transformed = source, inputs, targets, transformed
 
+    def __len__(self): return len(self.source)
     def before_iter(self): self.source.before_iter()
     def randomize(self): self.source.randomize()
     def get_idxs(self): return self.source.get_idxs()

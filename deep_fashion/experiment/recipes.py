@@ -23,11 +23,12 @@ from ..run import Run, note_in_config
 from ..data.titles import label_by_titles
 from ..data.training_set import TrainingSet
 from ..data.block import attribute_dls
-from ..model.precision import Speed, fast_inference
+from ..model.precision import Speed
 from ..model.network import EnsembleModel
 from ..model.loss import AttributeLoss
 from ..metrics.calibration import fit_temperatures
 from ..metrics.scores import score_table
+from ..train.distributed import outputs_of_rows
 from ..train.learner import AttributeLearner, attribute_learner, learner_of, majority_classes
 from ..train.linear_head import PENALTIES
 from ..train.linear_probe import ProbeData, cross_validate_probe, extract_features, fit_linear_probe, head_logits
@@ -274,8 +275,7 @@ def predict_rows(
 ) -> torch.Tensor: # Logits (photos, sum of sizes)
     "Logits of photos, computed as when tagging."
     learn.model.eval()
-    with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
-        return torch.cat([learn.model(photos.as_subclass(torch.Tensor)).float().cpu() for (photos,) in learn.dls.test_dl(rows)])
+    return torch.cat([torch.from_numpy(logits) for logits in outputs_of_rows(learn, rows, type(learn.model).forward)])
 
 # %% ../../nbs/86_experiment.recipes.ipynb #a65b04da
 def fit_layers(

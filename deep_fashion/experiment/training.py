@@ -25,6 +25,7 @@ from ..data.seen import SeenPhotos
 from ..model.body import default_arch
 from ..metrics.calibration import confidences_of, fit_temperatures
 from ..metrics.scores import detailed_scores
+from ..train.distributed import n_processes
 from ..train.learner import AttributeLearner
 from ..train.checkpoint import check_checkpoint
 from ..train.tracking import ended_with_block
@@ -54,6 +55,8 @@ def start_training(
 ) -> tuple: # A `Training`, and a fresh learner
     "Read the photos and make a learner; record what the run starts with. Raises `InputError` for whatever is wrong."
     plan = TrainingPlan.of_run(run) if settings.resume else training_plan(settings)
+    if plan.is_adapted and n_processes() > 1:
+        raise InputError("effort best adapts a body in one process; call it without torchrun, or use effort good")
     set_seed(settings.random_seed, reproducible=True)
     data = read_training_set(settings, plan.folds, plan.valid_pct)
     # A linear probe finds out when it computes features.

@@ -7,6 +7,8 @@ __all__ = ['SwapLoaders', 'in_bfloat16', 'body_features', 'changed_reason', 'loa
            'FeatureCache', 'fit_on_gpu', 'PhotosOnDevice']
 
 # %% ../../nbs/51_train.feature_cache.ipynb #e27f56ef
+from functools import partial
+
 import torch
 from fastai.basics import DataLoaders, Learner, no_random
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -61,15 +63,20 @@ def body_features(
     model, features, targets, training = learn.model, [], [], learn.model.training
     model.eval()
     dl.before_iter()
-    bar = tqdm(total=len(dl.dataset), desc=desc, unit=' photos', leave=False, disable=not hasattr(learn, 'progress'))
+    ordered, others, n = dl.in_table_order(), getattr(learn, 'data_parallel', None), len(dl.dataset)
+    # Each of several processes computes its share.
+    own = others.own(list(range(n))) if others else range(n)
+    if others: ordered.get_idxs = partial(list, own)
+    bar = tqdm(total=len(own), desc=desc, unit=' photos', leave=False, disable=not hasattr(learn, 'progress'))
     with bar, torch.no_grad():
-        for photos, labels in dl.in_table_order():
+        for photos, labels in ordered:
             photos, labels = (o.as_subclass(torch.Tensor) for o in dl.after_batch((photos, labels)))
             with torch.autocast(photos.device.type, torch.bfloat16, enabled=in_bfloat16(learn)): features.append(model.features(photos))
             targets.append(labels)
             bar.update(len(photos))
     model.train(training)
-    return torch.cat(features), torch.cat(targets)
+    found = torch.cat(features), torch.cat(targets)
+    return tuple(others.joined(o, n) for o in found) if others else found
 
 # %% ../../nbs/51_train.feature_cache.ipynb #f1f7ce7a
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith('_hooks') and 'state_dict' not in name]
@@ -196,7 +203,8 @@ class FeatureCache(SwapLoaders):
 
     def decide(self):
         "Whether to use the cache in this training, and whether it is valid."
-        self.is_decided, self.reason = True, self.find_reason()
+        others, reason = getattr(self.learn, 'data_parallel', None), self.find_reason()
+        self.is_decided, self.reason = True, others.agreed(reason) if others else reason
         if self.reason: return self.clear()
         key = features_key(self.learn)
         if self.key != key: self.clear()

@@ -22,9 +22,9 @@ from ..core import InputError, counted
 from ..data.photo import photo_fault
 from ..data.titles import cross_validate_titles
 from ..data.vocab import mask_missing
-from ..model.precision import fast_inference
 from ..model.network import inference_features, parts_of
 from ..metrics.calibration import fit_temperatures
+from .distributed import n_processes, outputs_of_rows
 from .feature_store import feature_store
 from .large_features import FeatureRows, room_for_features
 from .learner import AttributeLearner
@@ -83,15 +83,13 @@ def _computed_features(learn, rows, positions, unreadable):
     with tqdm(total=len(positions), desc='features of photos', unit=' photos', leave=False) as bar:
         while positions:
             try:
-                for (photos,) in learn.dls.test_dl(rows.iloc[positions]):
-                    with torch.no_grad(), fast_inference(learn.dls.device, learn.bfloat16):
-                        features = inference_features(learn.model, photos.as_subclass(torch.Tensor)).float().cpu().numpy()
+                for features in outputs_of_rows(learn, rows.iloc[positions], inference_features):
                     done, positions = positions[:len(features)], positions[len(features):]
                     yield from zip(done, features)
                     bar.update(len(features))
             except InputError:
-                # The batches before were complete, so it is one of the next photos.
-                faults = {} if unreadable is None else _faults(learn, rows, positions[:learn.dls.test_dl(rows.iloc[:1]).bs])
+                # The batches before were complete, so it is one of the next photos. Other processes could not begin anew.
+                faults = {} if unreadable is None or n_processes() > 1 else _faults(learn, rows, positions[:learn.dls.test_dl(rows.iloc[:1]).bs])
                 if not faults: raise
                 unreadable.update(faults)
                 positions = [i for i in positions if i not in faults]

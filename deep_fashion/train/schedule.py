@@ -10,9 +10,11 @@ import tempfile
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from fastai.callback.core import Callback
 
 from .learner import AttributeLearner
 from .checkpoint import EpochSeeds, RunCheckpoint
+from .data_parallel import with_others
 
 # %% ../../nbs/56_train.schedule.ipynb #d4670eda
 class Phase(NamedTuple):
@@ -41,7 +43,15 @@ def fit_phases(
     seed:int, # Seed of the run
     state:dict=None, # An earlier checkpoint to resume from
 ) -> None:
-    "Train through the phases, starting after the epoch of `state`."
+    "Train through the phases, starting after the epoch of `state`; several processes do it together."
+    with with_others(learn, _fit_copy, phases, seed, state): _fit_phases(learn, phases, checkpoint, seed, state)
+
+# Process 0 writes the checkpoint.
+class _NoCheckpoint(Callback): needs_photos = False
+
+def _fit_copy(learn, phases, seed, state): _fit_phases(learn, phases, _NoCheckpoint(), seed, state)
+
+def _fit_phases(learn, phases, checkpoint, seed, state):
     first, done = (state['phase'], state['epoch'] + 1) if state else (0, 0)
     for i, (name, arguments) in enumerate(phases):
         start_epoch = done if i == first else 0
@@ -62,7 +72,10 @@ _SAFE_LEARNING_RATE = 1e-3
 def find_learning_rate(
     learn:AttributeLearner, # Not trained yet; its body is frozen if it is pretrained
 ) -> tuple: # The rate, and a data frame of all rates tried: `learning_rate` and `loss`
-    "The suggestion of `lr_find`, or 0.001 if its curve has no valley."
+    "The suggestion of `lr_find`, or 0.001 if its curve has no valley; several processes try the rates together."
+    with with_others(learn, _find_rate): return _find_rate(learn)
+
+def _find_rate(learn):
     # `lr_find` saves the initial weights to a file and loads them afterwards.
     model_dir = learn.model_dir
     with tempfile.TemporaryDirectory() as learn.model_dir:

@@ -101,6 +101,7 @@ def ended_with_block(
 # %% ../../nbs/57_train.tracking.ipynb #92e313d0
 class LogToTrackers(Callback):
     "Log the losses and metrics of every epoch, and learning rates and losses of its batches. It may serve several fits in a row."
+    of_first_process = True
     order, needs_photos = 61, False # after `Recorder`, whose scores it reads, and after the checkpoint is written
     def __init__(self,
         trackers:Tracker, # Where to
