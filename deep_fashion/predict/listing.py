@@ -18,7 +18,7 @@ from ..data.csv_file import CsvFile, find_filename_column
 from ..data.file_names import PhotoFinder, inside_folder
 from ..data.folder import PHOTO_EXTENSIONS, printable_name
 from .photo_list import PhotoList, name_fault
-from .storage import Storage, below, is_url, is_web, local_path, read_place
+from .storage import Storage, below, copy_place, is_url, is_web, local_path
 
 # %% ../../nbs/84_predict.listing.ipynb #77c17cdf
 _ROWS_AT_ONCE = 10_000
@@ -64,8 +64,6 @@ def _scalar(cell): return cell if pd.api.types.is_scalar(cell) else ''
 def _first_line(error): return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 # %% ../../nbs/84_predict.listing.ipynb #69bd1c60
-_MOST_TABLE = 2**34 # bytes
-
 def _is_parquet(path):
     with open(path, 'rb') as file: return file.read(4) == b'PAR1'
 
@@ -78,7 +76,7 @@ def open_table(
     path = local_path(place)
     if path is None:
         path = Path(folder)/(Path(urlsplit(str(place)).path).name or 'list')
-        try: path.write_bytes(read_place(place, _MOST_TABLE))
+        try: copy_place(str(place), path)
         except InputError as e: raise InputError(f"{place}: cannot be read ({e})") from None
     if path.is_file() and _is_parquet(path): return ParquetTable(path, csv_format.filename_column, place)
     try: return CsvFile(path, csv_format)
