@@ -109,7 +109,7 @@ def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples
     files = sorted(o.name for o in samples.images.iterdir() if o.suffix == ".jpg")[:12]
     for name in files: bucket.pipe_file(f"shop/new/{name}", (samples.images / name).read_bytes())
     bucket.pipe_file("shop/new/empty.jpg", b"")
-    urls = [f"{web.url}/{name}" for name in (files[0], "absent.jpg", "flaky.jpg")]
+    urls = [f"{web.url}/{name}" for name in (files[1], "absent.jpg", "flaky.jpg")]
     rows = [*files, "never.jpg", "empty.jpg", *urls, "../x.jpg", "s3://nowhere/a.jpg"]
     bucket.pipe_file("shop/list.csv", ("photo;price\n" + "".join(f"{name};1\n" for name in rows)).encode())
     result = command("tag", "--model", model, "--img_dir", "s3://shop/new", "--csv_path", "s3://shop/list.csv", "--engine", "ray",
