@@ -1,7 +1,7 @@
 """Tagging on Ray where machines fail, and how much memory it takes: `python benchmarks/ray_tagging.py nodes` or `memory`.
 
-`nodes` starts a cluster of two nodes of one core on this machine, tags `--rows` rows, kills the process of a worker and then removes a node,
-and compares the tags with those of one machine, row for row. `memory` tags lists of `--rows` rows (several numbers) that name a few small
+`nodes` starts a cluster of two nodes of one core on this machine, tags `--rows` rows, kills the process of a worker, then removes a
+node, and compares the tags with those of one machine, row for row. `memory` tags lists of `--rows` rows (several numbers) that name a few small
 photos again and again, and prints the largest memory of the driver and of all workers, each as the sum of what no other process shares.
 Both take an exported tagger of sample photos, which is made first."""
 import argparse
@@ -98,7 +98,8 @@ def memory(folder, rows):
     "The largest memory of driver and workers, per length of the list."
     model, photos = prepared(folder)
     (photos / "broken.jpg").unlink()
-    print("| rows | parts | seconds | rows/s while tagging | driver, MiB at the start and at most | workers together, MiB at most |\n|---|---|---|---|---|---|")
+    print("| rows | parts | seconds | rows/s while tagging | driver, MiB at the start and at most | workers together, MiB at most |")
+    print("|---|---|---|---|---|---|", flush=True)
     for n in rows:
         out, driver, stop = folder / f"out{n}", [], threading.Event()
         table, of_workers, times = list_of(n, photos, folder / f"{n}.parquet"), [0], []
@@ -117,7 +118,8 @@ def memory(folder, rows):
         stop.set()
         busy = [(t, parts) for t, parts in times if parts]
         rate = (busy[-1][1] - busy[0][1]) * 1000 / (busy[-1][0] - busy[0][0]) if len(busy) > 1 else float("nan")
-        print(f"| {n:,} | {-(-n // 1000)} | {seconds:.0f} | {rate:.0f} | {before:.0f}, {max(driver):.0f} | {max(of_workers):.0f} |", flush=True)
+        memory_used = f"{before:.0f}, {max(driver):.0f} | {max(of_workers):.0f}"
+        print(f"| {n:,} | {-(-n // 1000)} | {seconds:.0f} | {rate:.0f} | {memory_used} |", flush=True)
 
 
 def main():

@@ -58,12 +58,21 @@ def _start(ray):
     address = os.environ.get('RAY_ADDRESS') or 'local'
     own = dict(include_dashboard=False, object_store_memory=2**29) if address == 'local' else {}
     handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
-    try: ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        raise InputError(f"Ray at {address} cannot be used ({_first_line(e)})") from e
+    try: _connect(ray, address, own)
+    # Ray raises plain exceptions, too.
+    except Exception as e: raise InputError(f"Ray at {address} cannot be used ({_first_line(e)})") from e
     finally:
         # Ray has a handler of its own, which would end the command without a word.
         for number, handler in handlers.items(): _set_signal(number, handler)
+
+def _connect(ray, address, own):
+    def connect(): ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **own)
+    try: connect()
+    except Exception as e:
+        # Ray waits for its own processes for half a minute, which is too short where a machine is busy.
+        if 'timed out during startup' not in str(e): raise
+        ray.shutdown()
+        connect()
 
 def _set_signal(number, handler):
     if handler is not None and signal.getsignal(number) is not handler: signal.signal(number, handler)
