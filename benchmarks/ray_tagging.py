@@ -1,7 +1,7 @@
 """Tagging on Ray where machines fail, and how much memory it takes: `python benchmarks/ray_tagging.py nodes` or `memory`.
 
 `nodes` starts a cluster of two nodes of one core on this machine, tags `--rows` rows, kills the process of a worker, then removes a
-node, and compares the tags with those of one machine, row for row. `memory` tags lists of `--rows` rows (several numbers) that name a few small
+node, and compares the tags with those of one machine. `memory` tags lists of `--rows` rows (several numbers) that name a few small
 photos again and again, and prints the largest memory of the driver and of all workers, each as the sum of what no other process shares.
 Both take an exported tagger of sample photos, which is made first."""
 import argparse

@@ -97,8 +97,7 @@ def run_tag(settings:TagSettings) -> int:
 
 def _run_on_ray(settings):
     from deep_fashion.predict.ray_tags import tag_with_ray
-    try: found = tag_with_ray(settings)
-    except KeyboardInterrupt: raise KeyboardInterrupt("stopped; what is tagged is kept, the same command continues") from None
+    found = tag_with_ray(settings)
     print_parts(found, settings)
     return 1 if found.unreadable else 0
 

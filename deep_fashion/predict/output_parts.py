@@ -78,7 +78,7 @@ class OutputParts:
     ):
         "Raises `InputError` if the folder is complete, of another command, or holds anything else."
         self.storage, self.command, self.part_rows = Storage(place), dict(command, part_rows=part_rows), part_rows
-        self.parts, self.rows, self.finished = 0, 0, set()
+        self.parts, self.rows, self.finished, self.is_complete = 0, 0, set(), False
         self.earlier = self._manifest()
 
     def _manifest(self):
@@ -120,6 +120,7 @@ class OutputParts:
 
     def write_manifest(self, state:str, digest:str|None) -> None:
         "Note the state, `planned` or `complete`, and the digest of the list, None while it is being read."
+        self.is_complete = state == 'complete'
         facts = dict(format=1, state=state, list=digest, rows=self.rows, parts=self.parts, command=self.command)
         self.storage.write(MANIFEST, json.dumps(facts, indent=1).encode() + b'\n')
         self.digest = digest
@@ -128,6 +129,13 @@ class OutputParts:
     def missing(self) -> list:
         "The numbers of the parts that are not finished."
         return [part for part in range(self.parts) if part not in self.finished]
+
+    def keep_finished(self) -> bool:
+        "Whether a part is finished; otherwise the folder is deleted, as there is nothing to continue."
+        names = self.storage.names()
+        if self.is_complete or any(name.startswith('work/done-') for name in names): return True
+        self.storage.delete(names)
+        return False
 
     def rows_of(self, part:int) -> int:
         "The number of rows of a part."

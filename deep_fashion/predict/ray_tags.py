@@ -53,10 +53,12 @@ def _silent():
 
 def _first_line(error): return (' '.join(str(error).split('\n')[0].split()) or type(error).__name__)[:300]
 
-def _start(ray):
+_STORE = 2**29 # bytes of the memory that the processes of a machine share, beside the model
+
+def _start(ray, n_bytes):
     "Connect to the cluster of `RAY_ADDRESS`, or start one. Raises `InputError` if that fails."
     address = os.environ.get('RAY_ADDRESS') or 'local'
-    own = dict(include_dashboard=False, object_store_memory=2**29) if address == 'local' else {}
+    own = dict(include_dashboard=False, object_store_memory=_STORE + 2*n_bytes) if address == 'local' else {}
     handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
     try: _connect(ray, address, own)
     # Ray raises plain exceptions, too.
@@ -78,8 +80,10 @@ def _set_signal(number, handler):
     if handler is not None and signal.getsignal(number) is not handler: signal.signal(number, handler)
 
 @contextmanager
-def ray_cluster():
-    "The module `ray`, connected to a cluster; a connection that the caller has made is used and kept."
+def ray_cluster(
+    n_bytes:int=0, # What its processes share
+):
+    "The module `ray`, connected to a cluster; a connection that the caller has made is used and kept. Its errors are an `InputError`."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     with _silent():
         with requires_extra('ray'):
@@ -87,9 +91,11 @@ def ray_cluster():
             import ray.data
         for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.CRITICAL)
         is_ours = not ray.is_initialized()
-        if is_ours: _start(ray)
+        if is_ours: _start(ray, n_bytes)
         try: yield ray
-        except ray.exceptions.RayError as e: raise InputError(f"Ray failed ({_first_line(e)}); the same command continues") from e
+        except Exception as e:
+            if type(e).__module__.partition('.')[0] != 'ray' and not isinstance(e, ray.exceptions.RayError): raise
+            raise InputError(f"Ray failed ({_first_line(e)}); the same command continues") from e
         finally:
             if is_ours: ray.shutdown()
 
@@ -112,19 +118,21 @@ class PartWorker:
 
 _MEMORY = 2**30 # bytes that a process takes, about: PyTorch or a runtime, the network, and some photos
 
-def _workers(resources, parts, exported):
-    "The number of processes, and the cores and GPUs that each is given."
-    cores, gpus = max(1, int(resources.get('CPU', 1))), 0 if exported else int(resources.get('GPU', 0))
-    most = gpus or min(cores, max(1, int(resources.get('memory', _MEMORY))//_MEMORY))
-    n = min(most, parts)
-    return n, dict(num_cpus=max(1, cores//gpus), num_gpus=1) if gpus else dict(num_cpus=1)
+def _workers(nodes, parts, exported):
+    "The number of processes, and the cores and GPUs that each is given; `nodes` are the resources of every machine."
+    with_gpu = [] if exported else [o for o in nodes if o.get('GPU', 0) >= 1]
+    if with_gpu:
+        cores = min(o.get('CPU', 0)//o['GPU'] for o in with_gpu)
+        return min(parts, int(sum(o['GPU'] for o in with_gpu))), dict(num_cpus=max(1, int(cores)), num_gpus=1)
+    most = sum(min(int(o.get('CPU', 0)), int(o.get('memory', _MEMORY))//_MEMORY) for o in nodes)
+    return min(parts, max(1, most)), dict(num_cpus=1)
 
 # %% ../../nbs/84_predict.ray_tags.ipynb #d20b5a57
 def _results(ray, job, parts, exported):
     "Yield number and fault of every part, as they end."
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    n, needs = _workers(ray.cluster_resources(), len(parts), exported)
+    n, needs = _workers([o['Resources'] for o in ray.nodes() if o['Alive']], len(parts), exported)
     job = job._replace(model=ray.put(job.model), on_gpu='num_gpus' in needs)
     numbers = ray.data.from_items([dict(part=part) for part in parts], override_num_blocks=min(len(parts), 10_000))
     # A part waits for no process that is busy, or gone.
@@ -135,7 +143,8 @@ def _results(ray, job, parts, exported):
 def _tag_parts(output, job, exported):
     "Tag all parts that are missing."
     if not output.missing: return
-    with ray_cluster() as ray, tqdm(total=output.rows, initial=output.finished_rows, desc='tagging', unit=' photos', leave=False) as bar:
+    size, total, done = sum(map(len, job.model.values())), output.rows, output.finished_rows
+    with ray_cluster(size) as ray, tqdm(total=total, initial=done, desc='tagging', unit=' photos', leave=False) as bar:
         for part, fault in _results(ray, job, output.missing, exported):
             if fault: raise InputError(fault)
             bar.update(output.rows_of(part))
@@ -167,6 +176,32 @@ def _used_by(out_dir):
 # Processes of Ray have a working folder of their own.
 def _absolute(place): return str(place) if local_path(place) is None else str(local_path(place).absolute())
 
+@contextmanager
+def _kept_or_discarded(output):
+    "Leave no folder behind where no part was finished; otherwise, whoever stops the command is told that it can be continued."
+    try: yield
+    except BaseException as e:
+        is_kept = output.keep_finished()
+        if is_kept and isinstance(e, KeyboardInterrupt):
+            raise KeyboardInterrupt("stopped; what is tagged is kept, the same command continues") from None
+        raise
+
+def _tagged(output, photos, tagger, settings, thresholds):
+    "Tag what is missing; returns the result."
+    output.plan(photos)
+    if output.finished: warnings.warn(f"continues {settings.out_dir}: {output.finished_rows:,} rows were tagged before", stacklevel=4)
+    names = settings.names and Path(settings.names).read_bytes()
+    job = TaggingJob(_absolute(settings.out_dir), packed_model(model_file(settings.model)), names, settings,
+                     thresholds.threshold.tolist(), uuid.uuid4().hex)
+    _tag_parts(output, job, not hasattr(tagger, 'model'))
+    return _joined(output, photos, tagger.vocab, settings, thresholds)
+
+def _joined(output, photos, vocab, settings, thresholds):
+    "The result, once all parts are there."
+    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, settings.min_precision is not None, photos.unread)
+    for note in filter(None, [*photos.notes, title_note(settings, totals['known'], totals['photos'])]): warnings.warn(note, stacklevel=5)
+    return Tagged(totals['photos'], totals['errors'], thresholds.assign(tagged=totals['tagged']), photos.skipped)
+
 @takes_settings(TagSettings)
 def tag_with_ray(
     settings:TagSettings, # The model, the photos, the folder to write, and options, with engine 'ray'
@@ -182,16 +217,4 @@ def tag_with_ray(
         tagger = open_tagger(settings.model, settings.trust, settings.names)
         if settings.use_titles: check_titles(tagger, settings.model, settings.title_column)
         thresholds = tag_thresholds(tagger, settings.min_precision, settings.model, settings.use_titles)
-        output.plan(photos)
-        if output.finished: warnings.warn(f"continues {settings.out_dir}: {output.finished_rows:,} rows were tagged before", stacklevel=3)
-        names = settings.names and Path(settings.names).read_bytes()
-        job = TaggingJob(_absolute(settings.out_dir), packed_model(model_file(settings.model)), names, settings,
-                         thresholds.threshold.tolist(), uuid.uuid4().hex)
-        _tag_parts(output, job, not hasattr(tagger, 'model'))
-        return _joined(output, photos, tagger.vocab, settings, thresholds)
-
-def _joined(output, photos, vocab, settings, thresholds):
-    "The result, once all parts are there."
-    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, settings.min_precision is not None, photos.unread)
-    for note in filter(None, [*photos.notes, title_note(settings, totals['known'], totals['photos'])]): warnings.warn(note, stacklevel=4)
-    return Tagged(totals['photos'], totals['errors'], thresholds.assign(tagged=totals['tagged']), photos.skipped)
+        with _kept_or_discarded(output): return _tagged(output, photos, tagger, settings, thresholds)

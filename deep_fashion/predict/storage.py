@@ -195,6 +195,6 @@ class Storage:
         try:
             if not self.folder: return self._fs.rm([self._path(name) for name in names]) if names else None
             for name in names: (self.folder/name).unlink(missing_ok=True)
-            for folder in {(self.folder/name).parent for name in names} - {self.folder}:
+            for folder in sorted({self.folder, *((self.folder/name).parent for name in names)}, reverse=True):
                 if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
         except Exception as e: raise InputError(f"{self.place}: cannot be cleared ({_reason(e)})") from None
