@@ -28,10 +28,12 @@ WORKER = "MapWorker(MapBatches(PartWorker))"
 
 
 def workers():
-    "The processes that tag."
+    "The processes of this program's cluster that tag."
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if WORKER in " ".join(process.info["cmdline"] or []): found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        try: name = " ".join(process.cmdline())
+        except psutil.Error: continue
+        if WORKER in name: found.append(process)
     return found
 
 

@@ -89,6 +89,15 @@ def joined(folder):
     return texts[0][0] + "\n" + "".join(rows for _, _, rows in texts)
 
 
+def test_no_cluster_is_one_line(refused, model, samples, monkeypatch):
+    import ray
+    assert not ray.is_initialized() # so this test comes before those that share a cluster
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    words = ["tag", "--model", model, "--img_dir", samples.images, "--engine", "ray", "--out_dir", "out"]
+    refused(*words, says=["127.0.0.1:1 cannot be used"])
+    with pytest.raises(ValueError, match="engine 'local'"): tag_with_ray(model=model, img_dir=samples.images, out_csv="a.csv")
+
+
 def test_the_same_files_as_on_one_machine(cluster, command, model, samples):
     words = ["tag", "--model", model, "--img_dir", samples.images, "--names", samples.names, "--min_precision", "0.6"]
     assert command(*words, "--out_csv", "local.csv").status == 1
@@ -230,12 +239,3 @@ def test_what_an_engine_does_not_do_is_refused(refused, model, samples, tmp_path
     (tmp_path / "mine/a.txt").touch()
     refused(*words, *ray, "--img_dir", samples.images, "--out_dir", "mine", says=["mine", "is kept"])
     assert not Path("out").exists()
-
-
-def test_no_cluster_is_one_line(refused, model, samples, monkeypatch):
-    import ray
-    if ray.is_initialized(): pytest.skip("a cluster is connected")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    words = ["tag", "--model", model, "--img_dir", samples.images, "--engine", "ray", "--out_dir", "out"]
-    refused(*words, says=["127.0.0.1:1 cannot be used"])
-    with pytest.raises(ValueError, match="engine 'local'"): tag_with_ray(model=model, img_dir=samples.images, out_csv="a.csv")

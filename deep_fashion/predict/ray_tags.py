@@ -9,6 +9,7 @@ __all__ = ['ray_cluster', 'PartWorker', 'tag_with_ray']
 import logging
 import os
 import signal
+import socket
 import sys
 import uuid
 import warnings
@@ -60,15 +61,27 @@ def _start(ray, n_bytes):
     address = os.environ.get('RAY_ADDRESS') or 'local'
     own = dict(include_dashboard=False, object_store_memory=_STORE + 2*n_bytes) if address == 'local' else {}
     handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
+    is_stopped = False
     try: _connect(ray, address, own)
+    # What the handler of Ray raises when the command is asked to stop.
+    except SystemExit: is_stopped = True
     # Ray raises plain exceptions, too.
     except Exception as e: raise InputError(f"Ray at {address} cannot be used ({_first_line(e)})") from e
     finally:
         # Ray has a handler of its own, which would end the command without a word.
         for number, handler in handlers.items(): _set_signal(number, handler)
+    if is_stopped: signal.raise_signal(signal.SIGTERM)
+
+def _check_address(address):
+    "Raise `OSError` if nobody answers there, for which Ray would wait for minutes."
+    host, _, port = address.removeprefix('ray://').rpartition(':')
+    if host and port.isdecimal(): socket.create_connection((host.strip('[]'), int(port)), _ANSWER).close()
+
+_ANSWER = 10 # seconds
 
 def _connect(ray, address, own):
     def connect(): ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **own)
+    _check_address(address)
     try: connect()
     except Exception as e:
         # Ray waits for its own processes for half a minute, which is too short where a machine is busy.
