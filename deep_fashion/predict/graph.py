@@ -94,8 +94,10 @@ def check_onnx(
 
 # %% ../../nbs/81_predict.graph.ipynb #d1672cd4
 def usable_cores() -> int:
-    "The number of cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    "The number of cores that this process may use; OMP_NUM_THREADS, which PyTorch heeds and Ray sets, can lower it."
+    most = os.environ.get('OMP_NUM_THREADS', '')
+    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(n, int(most)) if most.isdecimal() and int(most) else n
 
 @cache
 def _limited_arena():
