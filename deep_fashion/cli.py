@@ -193,7 +193,7 @@ COMMANDS = [
              "review --img_dir photos --attributes neck=round,v-neck,polo --out labels.csv"), ('csv_path',)),
     Command('serve', run_serve, ServeSettings, "tag the photos that other programs send",
             "Serve tags over HTTP: POST photos to /tag as a form (curl -F files=@photo.jpg), or one as the body; the answer is JSON. "
-            "/openapi.json describes everything. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",
+            "/ lists the paths, /openapi.json describes them. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",
             ("serve --model runs/first", "serve --model runs/first --host 0.0.0.0 --password_file password.txt")),
     Command('convert', run_convert, ConvertSettings, "make a tagger faster on CPUs",
             "Convert a tagger for OpenVINO, in 8 or 16 bits, and report how many labels stay the same. "
