@@ -11,7 +11,7 @@ COPY settings.ini ./
 COPY container/requirements.py container/
 RUN python container/requirements.py > requirements.txt \
  && python -m pip --python /opt/deep_fashion/bin/python install --no-cache-dir -r requirements.txt
-COPY pyproject.toml setup.py README.md ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY deep_fashion deep_fashion
 RUN python -m pip --python /opt/deep_fashion/bin/python install --no-cache-dir --no-deps .
 
