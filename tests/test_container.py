@@ -124,7 +124,7 @@ def test_compose_fits_the_proxy_and_the_server():
     assert {f"{name}:8000" for name in workers} == set(re.findall(r"server (worker-\d:\d+) ", proxy)) and len(workers) == 2
     addresses = {f"{name}:{worker['networks']['inside']['ipv4_address']}" for name, worker in workers.items()}
     assert addresses == set(services["proxy"]["extra_hosts"]) and composed["networks"]["inside"]["internal"]
-    assert services["proxy"]["ports"] == [f"${{PORT:-8000}}:{re.search(r'listen (\d+)', proxy)[1]}"]
+    assert services["proxy"]["ports"] == ["${PORT:-8000}:" + re.search(r"listen (\d+)", proxy)[1]]
     for service in services.values():
         assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
         assert service["mem_limit"] and service["cpus"] and "privileged" not in service
