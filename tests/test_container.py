@@ -35,7 +35,8 @@ of_module, there = packages_distributions(), installed(names[:n], set())
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top not in sys.stdlib_module_names and top != "deep_fashion" and not {plain(o) for o in of_module.get(top, [])} & there:
+        # What belongs to no distribution is of the standard library, or of the project.
+        if top in of_module and top != "deep_fashion" and not {plain(o) for o in of_module[top]} & there:
             raise ModuleNotFoundError(f"No module named {name!r}", name=top)
 sys.meta_path.insert(0, Refuse())
 def used():
@@ -63,12 +64,19 @@ def required():
 
 
 @pytest.fixture(scope="module")
-def exported(trained, samples, tmp_path_factory):
-    "A tagger as it is mounted in the container."
+def exported(samples, tmp_path_factory):
+    "A tagger as it is mounted in the container. It is not trained."
+    from deep_fashion.data.block import attribute_dls
+    from deep_fashion.data.split import split_table
+    from deep_fashion.data.table import read_table
     from deep_fashion.predict.export import export_tagger
-    out = tmp_path_factory.mktemp("container") / "model"
-    export_tagger(model=trained, img_dir=samples.images, out=out, photos=4)
-    return out
+    from deep_fashion.predict.saving import save_bundle
+    from deep_fashion.train.learner import attribute_learner
+    folder = tmp_path_factory.mktemp("container")
+    dls = attribute_dls(split_table(read_table(samples.csv, samples.images)), size=64, num_workers=0, cache=False)
+    save_bundle(attribute_learner(dls, "test_resnet", pretrained=False), folder / "bundle")
+    export_tagger(model=folder / "bundle", img_dir=samples.images, out=folder / "model", photos=4)
+    return folder / "model"
 
 
 def test_the_container_serves_with_what_it_installs_and_needs_all_of_it(exported, samples, tmp_path):
