@@ -1,4 +1,5 @@
 "The container: what it installs is what serving an exported tagger needs, and the proxy in front has the bounds of the server."
+import json
 import os
 import re
 import signal
@@ -92,7 +93,11 @@ def test_the_container_serves_with_what_it_installs_and_needs_all_of_it(exported
         assert server.poll() is None, server.communicate()[1]
         photo = (samples.images / "shirt-00001-1.jpg").read_bytes()
         answer = httpx.post(f"http://127.0.0.1:{port}/tag", files={"files": ("a.jpg", photo)}, auth=("me", PASSWORD), timeout=60)
-        assert [set(o["attributes"]) for o in answer.json()["photos"]] == [{"neck", "sleeve_length", "pattern"}]
+        [found] = answer.json()["photos"]
+        assert set(found["attributes"]) == {"neck", "sleeve_length", "pattern"}
+        names_of_necks = json.loads(samples.names.read_text())["neck"]
+        assert [o["name"] for o in found["attributes"]["neck"]] == [names_of_necks[o["label"]] for o in found["attributes"]["neck"]]
+        assert "POST /tag" in httpx.get(f"http://127.0.0.1:{port}", auth=("me", PASSWORD)).json()["endpoints"]
         other = {**environment, "DEEP_FASHION_PASSWORD": "another password"}
         assert subprocess.run(healthy, env=other, capture_output=True).returncode
     finally:
