@@ -128,7 +128,12 @@ from .predict.predictions import *
 from .predict.runtime import *
 from .predict.tags import *
 from .predict.openvino import *
+from .predict.storage import *
 from .predict.export import *
+from .predict.listing import *
+from .predict.output_parts import *
+from .predict.part_tagger import *
+from .predict.ray_tags import *
 from .experiment.plan import *
 from .experiment.set_aside import *
 from .experiment.recipes import *

@@ -27,7 +27,8 @@ with handling_stops():
     from deep_fashion.terminal import guarded
     from deep_fashion.processes import check_alone, place_in_group, run_in_group, warn_of_accelerate
     from deep_fashion.cli_next import free_path
-    from deep_fashion.cli_results import print_analysis, print_conversion, print_evaluation, print_export, print_run, print_tags
+    from deep_fashion.cli_results import (print_analysis, print_conversion, print_evaluation, print_export, print_parts, print_run,
+                                          print_tags)
     from deep_fashion.cli_experiment import run_bodies, run_compare, run_runs, run_show, run_sweep
     from deep_fashion.cli_review import run_review
     from deep_fashion.cli_labels import LABEL_COMMANDS
@@ -87,12 +88,19 @@ def run_test(settings:PhotoSettings) -> int:
 
 def run_tag(settings:TagSettings) -> int:
     "Tag a folder or a list."
+    if settings.engine == 'ray': return _run_on_ray(settings)
     from deep_fashion.predict.tags import tag
     try: found = tag(settings)
     except KeyboardInterrupt:
         kept = settings.out_csv.with_name(f'{settings.out_csv.name}.partial').exists()
         raise KeyboardInterrupt("stopped; what is tagged is kept, the same command continues" if kept else '') from None
     print_tags(found, settings)
+    return 1 if found.unreadable else 0
+
+def _run_on_ray(settings):
+    from deep_fashion.predict.ray_tags import tag_with_ray
+    found = tag_with_ray(settings)
+    print_parts(found, settings)
     return 1 if found.unreadable else 0
 
 # %% ../nbs/98_cli.ipynb #3485f300
@@ -180,7 +188,9 @@ COMMANDS = [
             "Tag one photo: its attributes with probabilities, a labelled picture, a row with the columns of the training table.",
             ("test --model runs/first --input photo.jpg", "test --model runs/first -i photo.jpg --out_image labelled.png --explain")),
     Command('tag', run_tag, TagSettings, "tag a whole folder or list",
-            "Tag every photo of a folder, or of a list. What cannot be read goes to <out>.errors.csv, and the exit status is 1.",
+            "Tag every photo of a folder, or of a list. What cannot be read goes to <out>.errors.csv, and the exit status is 1. "
+            "With --engine ray, photos and lists can be in buckets and on web servers, many machines take part, and --out_dir gets the "
+            "tags in parts. Needs the extra: pip install 'deep_fashion[ray]'.",
             ("tag --model runs/first --img_dir new --out_csv tags.csv",
              "tag --model runs/first --img_dir new --out_csv tags.csv --min_precision 0.95")),
     Command('app', run_app, AppSettings, "open a page in the browser to tag and correct photos",
@@ -195,7 +205,7 @@ COMMANDS = [
              "review --img_dir photos --attributes neck=round,v-neck,polo --out labels.csv"), ('csv_path',)),
     Command('serve', run_serve, ServeSettings, "tag the photos that other programs send",
             "Serve tags over HTTP: POST photos to /tag as a form (curl -F files=@photo.jpg), or one as the body; the answer is JSON. "
-            "/openapi.json describes everything. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",
+            "/ lists the paths, /openapi.json describes them. Nothing is kept. Needs the extra: pip install 'deep_fashion[serve]'.",
             ("serve --model runs/first", "serve --model runs/first --host 0.0.0.0 --password_file password.txt")),
     Command('convert', run_convert, ConvertSettings, "make a tagger faster on CPUs",
             "Convert a tagger for OpenVINO, in 8 or 16 bits, and report how many labels stay the same. "

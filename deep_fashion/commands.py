@@ -165,6 +165,7 @@ class ServeSettings(CommandSettings):
     host: str = _HOST
     password_file: Path|None = _PASSWORD_FILE
     trust: bool = common.trust
+    names: Path|None = common.names
 
 class RunsSettings(CommandSettings):
     "What the list of runs can be given."

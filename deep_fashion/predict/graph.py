@@ -6,8 +6,10 @@
 __all__ = ['GRAPH_FILES', 'check_onnx', 'usable_cores', 'LoadedGraph']
 
 # %% ../../nbs/81_predict.graph.ipynb #d201dfeb
+import math
 import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -93,11 +95,18 @@ def check_onnx(
     except ValueError as e: raise InputError(f"is damaged ({e})") from None
 
 # %% ../../nbs/81_predict.graph.ipynb #d1672cd4
-def usable_cores() -> int:
-    "The number of cores that this process may use; OMP_NUM_THREADS, which PyTorch heeds and Ray sets, can lower it."
+def usable_cores(
+    limit='/sys/fs/cgroup/cpu.max', # Where Linux keeps the limit of a container: microseconds of all cores per period, or `max`
+) -> int:
+    """The number of cores that this process may use; OMP_NUM_THREADS, which PyTorch heeds and Ray sets, can lower it.
+
+    More threads than a container may run at once would wait for one another."""
     most = os.environ.get('OMP_NUM_THREADS', '')
-    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(n, int(most)) if most.isdecimal() and int(most) else n
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if most.isdecimal() and int(most): cores = min(cores, int(most))
+    try: quota, period = map(int, Path(limit).read_text().split())
+    except (OSError, ValueError): return cores
+    return max(min(cores, math.ceil(quota/period)), 1)
 
 @cache
 def _limited_arena():

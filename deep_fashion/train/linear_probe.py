@@ -89,7 +89,8 @@ def _computed_features(learn, rows, positions, unreadable):
                     bar.update(len(features))
             except InputError:
                 # The batches before were complete, so it is one of the next photos. Other processes could not begin anew.
-                faults = {} if unreadable is None or n_processes() > 1 else _faults(learn, rows, positions[:learn.dls.test_dl(rows.iloc[:1]).bs])
+                is_tolerant = unreadable is not None and n_processes() == 1
+                faults = _faults(learn, rows, positions[:learn.dls.test_dl(rows.iloc[:1]).bs]) if is_tolerant else {}
                 if not faults: raise
                 unreadable.update(faults)
                 positions = [i for i in positions if i not in faults]
