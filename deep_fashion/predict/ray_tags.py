@@ -92,16 +92,20 @@ def _connect(ray, address, own):
 def _set_signal(number, handler):
     if handler is not None and signal.getsignal(number) is not handler: signal.signal(number, handler)
 
+def _imported():
+    with requires_extra('ray'):
+        import ray
+        import ray.data
+    return ray
+
 @contextmanager
 def ray_cluster(
     n_bytes:int=0, # What its processes share
 ):
     "The module `ray`, connected to a cluster; a connection that the caller has made is used and kept. Its errors are an `InputError`."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    ray = _imported()
     with _silent():
-        with requires_extra('ray'):
-            import ray
-            import ray.data
         for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.CRITICAL)
         is_ours = not ray.is_initialized()
         if is_ours: _start(ray, n_bytes)
@@ -223,6 +227,8 @@ def tag_with_ray(
 
     Raises `InputError` if the model, the photos or the folder cannot be used, an option is out of range, or Ray fails."""
     _check(settings)
+    # Before there is a folder, since a stop while modules are imported ends the process at once.
+    _imported()
     with _used_by(settings.out_dir):
         output = OutputParts(settings.out_dir, _command(settings), settings.part_rows)
         photos = ListedPhotos(settings.img_dir, settings.csv_path, [settings.title_column],
