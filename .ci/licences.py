@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("", "app", "serve", "heic", "fast", "export", "runtime", "sweep", "tensorboard", "mlflow", "trackio", "wandb")
+EXTRAS = ("", "app", "serve", "heic", "fast", "export", "runtime", "ray", "parquet", "sweep", "tensorboard", "mlflow", "trackio", "wandb")
 # Licences that let everybody use, change and pass on the software, as part of a closed program too; and those that do not, or not quite.
 FREE = re.compile(r"\b(MIT|BSD|0BSD|Apache|ISC|MPL|Mozilla|PSF|Python Software Foundation|HPND|Historical Permission|Unlicense|"
                   r"Public Domain|Zlib|CC0|CNRI|BSL-1.0|Boost|any-OSI)\b", re.I)
