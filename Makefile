@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= demo
 BIN := $(abspath $(VENV))/bin
 EXTRAS := app,serve,heic,fast,export,runtime,ray,parquet,sweep,tensorboard,mlflow,trackio,wandb
-TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28' 'moto[server]>=5' 's3fs[boto3]'
+TOOLS := 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'httpx>=0.28' 'moto[server]>=5.1' 's3fs[boto3]'
 # What a new version of a library is most likely to break: training, tagging, photos, the page, exported models, odd input,
 # searches; and trackers, in a process of their own, since these libraries leave threads and servers behind.
 ON_BOUNDS := $(wildcard $(addprefix tests/test_,training.py tagging.py odd_photos.py app.py api.py bundle.py pickles.py export.py \
