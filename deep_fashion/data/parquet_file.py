@@ -6,6 +6,7 @@
 __all__ = ['ParquetFile', 'table_file']
 
 # %% ../../nbs/11_data.parquet_file.ipynb #d264c828
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def _as_text(column, name, path):
     try: cells = column.cast(kind).cast(pa.string()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
         raise InputError(f"{path}: column {name!r} of type {kind} cannot be read as text ({str(e).splitlines()[0]})") from e
+    # As pandas writes them to a CSV file.
+    if pa.types.is_boolean(kind): cells = [cell and cell.capitalize() for cell in cells]
+    if pa.types.is_timestamp(kind): cells = [cell and re.sub(r' 00:00:00(\.0+)?(?=Z?$)|(?<=:\d\d)\.0+(?=Z?$)', '', cell) for cell in cells]
     if pa.types.is_floating(kind): cells = [None if cell == 'nan' else cell.removesuffix('.0') if cell else cell for cell in cells]
     return ['' if cell is None else cell.strip() for cell in cells]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from ..core import InputError, counted, shorten_list
-from .labels import as_label
+from .labels import as_label, match_label
 from .table import Table
 from .products import find_products, products_from_filenames, products_of # noqa: F401
 
@@ -63,16 +63,33 @@ def column_valid(
     return valid
 
 # %% ../../nbs/22_data.split.ipynb #1016e823
+def _in_known_spelling(labels, classes, names):
+    "Labels for validation as the training table has them, with a warning about the others."
+    others = {label: match_label(label, classes, names) for label in labels.dropna().unique() if label not in classes}
+    meant = {label: known for label, known in others.items() if known}
+    unknown = [f"{label!r} ({counted(int((labels == label).sum()), 'photo')})" for label in others if label not in meant]
+    if meant:
+        pairs = shorten_list([f"{label!r} as {known!r}" for label, known in meant.items()], 4)
+        warnings.warn(f"validation table: {labels.name} is read in the spelling of the training table: {pairs}", stacklevel=4)
+    if unknown and classes:
+        warnings.warn(f"validation table: labels of {labels.name} that no training photo has, so that each counts as an error: "
+                      f"{shorten_list(unknown, 4)}", stacklevel=4)
+    return pd.Series([meant.get(label, label) for label in labels], index=labels.index, dtype=object)
+
 def join_tables(
     table:Table, # Clean rows for training
     valid_table:Table, # Clean rows for validation
 ) -> Table:
-    "The rows of both tables, with `is_valid`. Raises `InputError` if an attribute is missing or a photo is in both."
+    """The rows of both tables, with `is_valid`; labels for validation in the spelling of the training table.
+
+    Warns of labels in another spelling, and of those that no training photo has. Raises `InputError` if an attribute is missing or a
+    photo is in both."""
     missing = [a for a in table.attributes if a not in valid_table.rows]
     if missing:
         raise InputError(f"validation table: no column {missing[0]!r}; it needs the attributes of the training table: "
                          f"{shorten_list(table.attributes, 20)}")
-    further = valid_table.rows[[column for column in table.rows if column in valid_table.rows]]
+    further = valid_table.rows[[column for column in table.rows if column in valid_table.rows]].copy()
+    for a in table.attributes: further[a] = _in_known_spelling(further[a], set(table.rows[a].dropna()), table.names.get(a, {}))
     rows = pd.concat([table.rows.assign(is_valid=False), further.assign(is_valid=True)], ignore_index=True)
     repeated = rows.filename[rows.filename.duplicated()]
     if len(repeated) and valid_table.img_dir == table.img_dir:
