@@ -164,6 +164,19 @@ def check_alone(
     if _group: raise InputError(f"{command} runs in one process, and {_group.size} were started; call it without torchrun "
                                 "(only train uses several)")
 
+def _end_with_agent(rank):
+    "End this process when `torchrun`, which started it, was killed: nobody else would end it."
+    if 'TORCHELASTIC_RUN_ID' not in os.environ: return
+    agent = os.getppid()
+    def watch():
+        while os.getppid() == agent: time.sleep(1)
+        # Process 0 ends the others, and gives the reason.
+        if rank: time.sleep(3)
+        if _group and rank == 0: _group.leave(_FAILED)
+        _end("" if rank else "torchrun ended unexpectedly, so all processes end; what is finished is kept, and the same command with "
+                             "--resume continues", _FAILED)
+    threading.Thread(target=watch, daemon=True).start()
+
 def join_group(
     wait:float=_WAIT, # Seconds for all to come
 ) -> Leader|Follower:
@@ -171,6 +184,7 @@ def join_group(
     global _group
     import torch.distributed as dist
     (rank, size), host = place_in_group(), os.environ['MASTER_ADDR']
+    _end_with_agent(rank)
     try: store = next(dist.rendezvous('env://', timeout=timedelta(seconds=wait)))[0]
     except (dist.DistError, RuntimeError, ValueError) as e:
         raise InputError(f"rank {rank}: the {size} processes did not meet at {host}:{os.environ['MASTER_PORT']} within {wait:.0f} seconds; "

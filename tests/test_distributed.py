@@ -70,6 +70,12 @@ def parent_of(path):
     except OSError: return None
 
 
+def is_running(pid):
+    "Whether a process has not ended; one whose parent was killed may wait to be collected."
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
+
+
 def rank_of(pid): return int(re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())[1])
 
 
@@ -118,16 +124,17 @@ def test_a_linear_probe_is_the_same_to_the_last_digit(start, command, photos, tm
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, 1, "torchrun"])
 def test_a_killed_process_ends_the_others_with_one_line(killed, start, photos, tmp_path):
     launcher = start(*train(photos, "killed", *EPOCHS, "-ep", "500"))
     history = tmp_path / "runs" / "killed" / "history.csv"
     wait_for(history.exists)
     workers = {rank_of(pid): pid for pid in workers_of(launcher)}
-    os.kill(workers[killed], signal.SIGKILL)
+    os.kill(workers.get(killed, launcher.pid), signal.SIGKILL)
     out, errors = lines_of(launcher, timeout=60)
-    assert len(errors) == 1 and f"rank {killed}, ended unexpectedly" in errors[0] and "--resume" in errors[0], errors
-    assert [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()] == []
+    what = "torchrun" if killed == "torchrun" else f"rank {killed},"
+    assert len(errors) == 1 and f"{what} ended unexpectedly" in errors[0] and "--resume" in errors[0], errors
+    wait_for(lambda: not any(map(is_running, workers.values())), seconds=10)
     assert launcher.returncode != 0 and history.exists()
 
 
@@ -162,6 +169,12 @@ def test_what_is_wrong_is_one_line(words, reason, start, tmp_path):
 def test_what_needs_one_process_is_refused(refused, photos, monkeypatch):
     monkeypatch.setattr("deep_fashion.experiment.training.n_processes", lambda: 2)
     refused(*train(photos, "best", "--arch", "tf_efficientnet_lite0", "--effort", "best"), says=["effort best", "without torchrun"])
+
+
+def test_a_batch_too_small_for_the_processes_leaves_no_run(refused, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr("deep_fashion.train.data_parallel.n_processes", lambda: 2)
+    refused(*train(photos, "small", *EPOCHS, "-bs", "3"), says=["a batch has 3 photos", "at least 4"])
+    assert not (tmp_path / "runs" / "small").exists()
 
 
 def test_a_process_that_never_comes_is_named_in_time():

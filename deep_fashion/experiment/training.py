@@ -28,6 +28,7 @@ from ..metrics.scores import detailed_scores
 from ..train.distributed import n_processes
 from ..train.learner import AttributeLearner
 from ..train.checkpoint import check_checkpoint
+from ..train.data_parallel import check_shareable
 from ..train.tracking import ended_with_block
 from ..evaluate.interpretation import predictions_table
 from ..evaluate.label_audit import checked_predictions
@@ -68,6 +69,7 @@ def start_training(
         _check_outputs(training)
         _warn_of_seen(training)
     learn = new_learner(training)
+    if not plan.linear_probe: check_shareable(learn)
     _record(training)
     return training, learn
 
