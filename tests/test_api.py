@@ -67,16 +67,23 @@ def photo(samples): return (samples.images / "shirt-00001-1.jpg").read_bytes()
 def ask(address, *files, **options): return httpx.post(f"{address}/tag", files=[("files", file) for file in files], timeout=60, **options)
 
 
-def test_the_line_in_the_guide_works(served, samples, tmp_path):
+def answer_to_guide(start, url, samples, folder):
+    "The photos of the answer to the line of the guide that begins so, run in `folder` and sent to `url`."
     cells = json.loads((ROOT / "nbs" / "guide.serving.ipynb").read_text(encoding="utf-8"))["cells"]
-    [line] = re.findall(r"^curl .*:8000.*$", "\n".join("".join(cell["source"]) for cell in cells), re.M)
+    [line] = re.findall(f"^{start} .*:8000.*$", "\n".join("".join(cell["source"]) for cell in cells), re.M)
     if shutil.which("curl") is None: pytest.skip("curl is not installed")
-    for i, name in enumerate(("photo.jpg", "other.jpg"), 1): shutil.copy(samples.images / f"shirt-{i:05}-1.jpg", tmp_path / name)
-    words = shlex.split(line.replace("http://127.0.0.1:8000", served.url))
-    answer = subprocess.run([*words, "--silent", "--fail"], cwd=tmp_path, capture_output=True, check=True).stdout
-    photos = httpx.Response(200, content=answer).json()["photos"]
+    for i, name in enumerate(("photo.jpg", "other.jpg"), 1): shutil.copy(samples.images / f"shirt-{i:05}-1.jpg", folder / name)
+    words = shlex.split(line.replace("http://127.0.0.1:8000", url))
+    answer = subprocess.run([*words, "--silent", "--fail"], cwd=folder, capture_output=True, check=True).stdout
+    return httpx.Response(200, content=answer).json()["photos"]
+
+
+def test_the_lines_in_the_guide_work(served, bounded, samples, tmp_path):
+    photos = answer_to_guide("curl -F", served.url, samples, tmp_path)
     assert [found["filename"] for found in photos] == ["photo.jpg", "other.jpg"]
     assert all(set(found["attributes"]) == {"neck", "sleeve_length", "pattern"} for found in photos)
+    photos = answer_to_guide("curl -u", bounded("at least 12 characters"), samples, tmp_path)
+    assert [found["filename"] for found in photos] == ["photo.jpg"]
 
 
 def test_every_file_gets_tags_or_a_reason(served, photo):
