@@ -1,11 +1,16 @@
 "A folder of results in parts, whatever else is in it and whoever else writes to it; lists as they come."
+import http.server
 import json
+import threading
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from deep_fashion.predict.listing import ListedPhotos
 from deep_fashion.predict.output_parts import OutputParts, done_name, finished_part, join_parts, list_name, read_list, tags_name, write_part
+from deep_fashion.predict.storage import Storage, below, read_place
 
 
 class Photos(list):
@@ -98,3 +103,24 @@ def test_names_without_a_place_keep_their_position(tmp_path):
     first, second = (read_list(output.storage, part, output.owner) for part in (0, 1))
     assert (first["positions"], second["positions"]) == ([1], [0])
     assert (first["faults"], second["faults"]) == ([[0, "absent", "no such image"]], [[1, "absent", "no such image"]])
+
+
+def test_a_relative_name_is_that_of_a_file(tmp_path):
+    names = ["p%20q.jpg", "p q.jpg", "h#ash.jpg", "q?x.jpg", "a::b.jpg", "s:t&u.jpg", "ü.jpg"]
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+    for name in names: (tmp_path / name).write_text(name)
+    (tmp_path / "keys").mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = f"http://127.0.0.1:{server.server_port}"
+    assert [read_place(below(web, name)).decode() for name in names] == names
+    assert read_place(f"{web}/p%20q.jpg").decode() == "p q.jpg" # a whole URL is taken as given
+    server.shutdown()
+    assert [read_place(below(tmp_path.as_uri(), name)).decode() for name in names] == names
+    # By fsspec, as a bucket is.
+    bucket = Storage(f"local://{tmp_path}/keys")
+    for name in names: bucket.write(name, name.encode())
+    assert bucket.names() == sorted(names)
+    assert [read_place(below(bucket.place, name)).decode() for name in names] == names
+    assert ListedPhotos(bucket.place).find(f"{bucket.place}/h#ash.jpg") == ("h#ash.jpg", f"{bucket.place}/h#ash.jpg", None)

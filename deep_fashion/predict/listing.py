@@ -8,7 +8,7 @@ __all__ = ['ParquetTable', 'open_table', 'ListedPhotos']
 # %% ../../nbs/84_predict.listing.ipynb #144c6afc
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from ..data.csv_file import CsvFile, find_filename_column
 from ..data.file_names import PhotoFinder, inside_folder
 from ..data.folder import PHOTO_EXTENSIONS, printable_name
 from .photo_list import PhotoList, name_fault
-from .storage import Storage, below, copy_place, is_url, is_web, local_path
+from .storage import Storage, below, copy_place, is_url, is_web, local_path, url_path
 
 # %% ../../nbs/84_predict.listing.ipynb #77c17cdf
 _ROWS_AT_ONCE = 10_000
@@ -75,7 +75,7 @@ def open_table(
     "A `CsvFile` or a `ParquetTable`. Raises `InputError` if it cannot be read."
     path = local_path(place)
     if path is None:
-        path = Path(folder)/(Path(urlsplit(str(place)).path).name or 'list')
+        path = Path(folder)/(Path(url_path(str(place))).name or 'list')
         try: copy_place(str(place), path)
         except InputError as e: raise InputError(f"{place}: cannot be read ({e})") from None
     if path.is_file() and _is_parquet(path): return ParquetTable(path, csv_format.filename_column, place)
@@ -83,10 +83,6 @@ def open_table(
     except InputError as e: raise InputError(str(e).replace(str(path), str(place))) from None
 
 # %% ../../nbs/84_predict.listing.ipynb #6cbf7ba7
-def _web_name(url):
-    "The path of a URL as text."
-    return unquote(urlsplit(url).path).lstrip('/')
-
 class ListedPhotos:
     "The photos to tag: parts of some thousands of rows with `filename` and columns of the table; `find` gives their places."
     def __init__(self,
@@ -146,7 +142,8 @@ class ListedPhotos:
 
     def _relative(self, url):
         start = f"{str(self.img_dir).rstrip('/')}/"
-        return unquote(url.removeprefix(start)) if url.startswith(start) else _web_name(url)
+        if not url.startswith(start): return url_path(url)
+        return unquote(url.removeprefix(start)) if is_web(url) else url.removeprefix(start)
 
     @property
     def unread(self) -> list:
