@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from deep_fashion.data.csv_dialect import CsvFormat
 from deep_fashion.predict.listing import ListedPhotos
 from deep_fashion.predict.output_parts import OutputParts, done_name, finished_part, join_parts, list_name, read_list, tags_name, write_part
 from deep_fashion.predict.storage import Storage, below, read_place
@@ -124,3 +125,39 @@ def test_a_relative_name_is_that_of_a_file(tmp_path):
     assert bucket.names() == sorted(names)
     assert [read_place(below(bucket.place, name)).decode() for name in names] == names
     assert ListedPhotos(bucket.place).find(f"{bucket.place}/h#ash.jpg") == ("h#ash.jpg", f"{bucket.place}/h#ash.jpg", None)
+
+
+def listed(path, *given):
+    "The names in a table, as tagging reads them."
+    return [name for rows in ListedPhotos(None, path, [], CsvFormat(*given)) for name in rows.filename]
+
+
+def test_a_parquet_list_is_read_as_by_training(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    path = tmp_path / "list.parquet"
+    def write(**columns): pq.write_table(pa.table(columns), path)
+    write(filename=[101, None, 103], vector=[[1.], [2.], None])
+    assert listed(path) == ["101", "", "103"]
+    write(filename=[" a.jpg", "b.jpg "])
+    assert listed(path) == ["a.jpg", "b.jpg"]
+    with pytest.raises(ValueError, match="has no delimiter"): listed(path, None, ";")
+    pd.DataFrame(dict(sku=[1]), index=pd.Index(["a.jpg"], name="filename")).to_parquet(path)
+    assert listed(path) == ["a.jpg"]
+    write(filename=[b"a.jpg"])
+    with pytest.raises(ValueError, match="'filename' holds binary"): listed(path)
+    pq.write_table(pa.table([pa.array(["a.jpg"]), pa.array(["x"]), pa.array(["y"])], names=["filename", "t", "t"]), path)
+    with pytest.raises(ValueError, match="'t' occurs twice"): listed(path)
+
+
+def test_a_damaged_parquet_list_is_one_line_with_its_own_name(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    path = tmp_path / "list.parquet"
+    pd.DataFrame(dict(filename=[f"{i}.jpg" for i in range(5000)])).to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2:len(content) // 2 + 600] = bytes(600)
+    path.write_bytes(content)
+    place = f"local://{path}"
+    with pytest.raises(ValueError, match="is a Parquet file that is damaged") as caught: listed(place)
+    assert str(caught.value).startswith(f"{place}: ")
