@@ -129,7 +129,7 @@ def test_a_relative_name_is_that_of_a_file(tmp_path):
 
 def listed(path, *given):
     "The names in a table, as tagging reads them."
-    return [name for rows in ListedPhotos(None, path, [], CsvFormat(*given)) for name in rows.filename]
+    return [name for rows in ListedPhotos("s3://shop/new", path, [], CsvFormat(*given)) for name in rows.filename]
 
 
 def test_a_parquet_list_is_read_as_by_training(tmp_path):
