@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from deep_fashion.commands import TagSettings
-from deep_fashion.predict.output_parts import OutputParts, done_name, list_name, tags_name, tries_name
+from deep_fashion.predict.output_parts import OutputParts, list_name, tags_name, tries_name, write_part
 from deep_fashion.predict.part_tagger import PartTagger, TaggingJob, packed_model
 from deep_fashion.predict.ray_tags import tag_with_ray
 from deep_fashion.predict.storage import Storage
@@ -169,7 +169,8 @@ def test_a_killed_process_loses_and_doubles_nothing(cluster, command, model, sam
 
 def job_in(folder, model, **given):
     settings = TagSettings(model=model, engine="ray", out_dir=folder, img_dir=folder, **given)
-    return TaggingJob(str(folder), packed_model(model), None, settings, [0.] * 3, "this command")
+    owner = json.loads((folder / "manifest.json").read_text())["owner"]
+    return TaggingJob(str(folder), packed_model(model), None, settings, [0.] * 3, "this command", owner)
 
 
 @pytest.fixture
@@ -212,7 +213,8 @@ def test_a_stopped_command_is_continued_by_the_same_alone(cluster, command, refu
     whole = {path.name: path.read_bytes() for path in Path("out/tags").iterdir()}
     manifest = json.loads(Path("out/manifest.json").read_text())
     Path("out/manifest.json").write_text(json.dumps(manifest | dict(state="planned")))
-    Storage("out").write(done_name(0), json.dumps(dict(photos=30, errors=[], review=[], tagged=[30] * 3, known=0)).encode())
+    facts = dict(photos=30, errors=[], review=[], tagged=[30] * 3, known=0)
+    write_part(Storage("out"), 0, ("parquet", whole["part-000000.parquet"]), facts, manifest["owner"])
     for part in (1, 2): Path("out", tags_name(part, "parquet")).unlink()
     refused(*words, *photos, "-bs", "7", says=["out", "with other batch_size", "to continue"])
     shutil.copytree(samples.images, "others")

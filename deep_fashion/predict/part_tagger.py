@@ -20,7 +20,7 @@ import pandas as pd
 from ..core import MISSING, CsvWriter, InputError, requires_extra
 from ..commands import TagSettings
 from .class_names import add_names
-from .output_parts import as_json, done_name, list_name, tags_name, tries_name
+from .output_parts import as_json, finished_part, read_list, tries_name, write_part
 from .predictions import LISTED
 from .storage import Storage, local_path, read_place
 from .tags import combined_batches, decide, open_tagger, tag_columns
@@ -158,6 +158,7 @@ class TaggingJob(NamedTuple):
     settings: TagSettings
     thresholds: list # The lowest accepted confidence of every attribute; NaN accepts none
     command: str # Different for every command
+    owner: str # The word in the manifest of `out_dir`
     on_gpu: bool = False # Whether the network is computed on the GPU that the process has
 
 _PLACE = 'place of the photo'
@@ -170,14 +171,14 @@ class PartTagger:
         part:int, # Its number
     ) -> dict: # What was found: `photos` (number), `errors`, `review`, `tagged`, `known`; None if it was done before
         "Tag a part and write its files. Raises `InputError` if the model or the folder cannot be used."
-        if self.storage.read(done_name(part)) is not None: return None
+        if finished_part(self.storage, part, self.job.owner): return None
         tries = Tries(self.storage, part, self.job.command)
         is_careful = tries.begin(self.tagger is None)
         if self.tagger is None: self.tagger = self._loaded()
-        listed, form = json.loads(self.storage.read(list_name(part))), self.job.settings.parts
+        listed, form = read_list(self.storage, part, self.job.owner), self.job.settings.parts
         found = self._tagged(listed, tries if is_careful else None)
-        self.storage.write(tags_name(part, form), tags_content(found.pop('rows'), self._columns, form))
-        self.storage.write(done_name(part), as_json(found))
+        content = tags_content(found.pop('rows'), self._columns, form)
+        write_part(self.storage, part, (form, content), found, self.job.owner)
         return found
 
     def _loaded(self):
@@ -195,23 +196,24 @@ class PartTagger:
         "What was found, and the `rows` of the table."
         settings, vocab = self.job.settings, self.tagger.vocab
         errors, known, rows, review, tagged = listed['faults'], [], [], [], np.zeros(len(vocab), int)
-        for some, probabilities in combined_batches(self._batches(listed['rows'], errors, tries), self.tagger, settings, known):
+        for some, probabilities in combined_batches(self._batches(listed, errors, tries), self.tagger, settings, known):
             decisions = decide(some[LISTED], probabilities, vocab, self.job.thresholds)
             rows += decisions.rows() if self.job.names is None else add_names(decisions.rows(), vocab, 1)
             review += decisions.open_rows()
             tagged += (~decisions.is_open).sum(0)
-        return dict(photos=len(rows), errors=errors, review=review, tagged=tagged.tolist(), known=sum(known), rows=rows)
+        in_order = [fault[1:] for fault in sorted(errors)]
+        return dict(photos=len(rows), errors=in_order, review=review, tagged=tagged.tolist(), known=sum(known), rows=rows)
 
-    def _batches(self, rows, errors, tries):
+    def _batches(self, listed, errors, tries):
         "Yield a data frame and probabilities of the photos of every batch that can be read; `errors` gets the others."
         title = [o for o in (self.job.settings.title_column,) if o and o != 'filename']
-        table = pd.DataFrame(rows, columns=[LISTED, 'filename', _PLACE, *title], dtype=object)
+        positions, table = listed['positions'], pd.DataFrame(listed['rows'], columns=[LISTED, 'filename', _PLACE, *title], dtype=object)
         for first, files in self._files(table[_PLACE].tolist(), tries):
             faults = {i: file for i, file in enumerate(files) if isinstance(file, str)}
             usable = [i for i in range(len(files)) if i not in faults]
-            errors += [[table[LISTED][first + i], reason] for i, reason in faults.items()]
+            errors += [[positions[first + i], table[LISTED][first + i], reason] for i, reason in faults.items()]
             for indices, probabilities, unread in self._predicted([files[i] for i in usable]):
-                errors += [[table[LISTED][first + usable[i]], reason] for i, reason in unread.items()]
+                errors += [[positions[first + usable[i]], table[LISTED][first + usable[i]], reason] for i, reason in unread.items()]
                 if indices: yield table.iloc[[first + usable[i] for i in indices]], probabilities
 
     def _files(self, places, tries):

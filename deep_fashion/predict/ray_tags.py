@@ -209,7 +209,7 @@ def _tagged(output, photos, tagger, settings, thresholds):
     if output.finished: warnings.warn(f"continues {settings.out_dir}: {output.finished_rows:,} rows were tagged before", stacklevel=4)
     names = settings.names and Path(settings.names).read_bytes()
     job = TaggingJob(_absolute(settings.out_dir), packed_model(model_file(settings.model)), names, settings,
-                     thresholds.threshold.tolist(), uuid.uuid4().hex)
+                     thresholds.threshold.tolist(), uuid.uuid4().hex, output.owner)
     _tag_parts(output, job, not hasattr(tagger, 'model'))
     return _joined(output, photos, tagger.vocab, settings, thresholds)
 
