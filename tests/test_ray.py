@@ -227,6 +227,10 @@ def test_what_an_engine_does_not_do_is_refused(refused, model, samples, tmp_path
     words, ray = ["tag", "--model", model], ["--engine", "ray"]
     refused(*words, *ray, "--img_dir", samples.images, says=["out_dir is missing"])
     refused(*words, *ray, "--out_dir", "out", says=["img_dir is missing"])
+    names = tmp_path / "list.parquet"
+    pd.DataFrame(dict(image=["s3://shop/b.jpg", "a.jpg"])).to_parquet(names)
+    refused(*words, *ray, "--csv_path", names, "--out_dir", "out",
+            says=["img_dir is missing", "list.parquet has names without a folder or a URL, such as 'a.jpg'"])
     refused(*words, *ray, "--img_dir", samples.images, "--out_csv", "a.csv", "--out_dir", "out", says=["out_csv", "--engine local"])
     grouped = ["--out_dir", "out", "--group_pattern", "(.*)-"]
     refused(*words, *ray, "--img_dir", samples.images, *grouped, says=["group_pattern", "--engine local"])
