@@ -3,6 +3,8 @@ import http.server
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import signal
 import threading
@@ -111,7 +113,12 @@ def test_the_same_files_as_on_one_machine(cluster, command, model, samples):
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["state"], manifest["rows"], manifest["parts"]) == ("complete", 61, 4)
     again = command(*words, "--engine", "ray", "--out_dir", "out", "--parts", "csv", "--part_rows", "16")
-    assert again.status == 2 and "out: exists already and is kept" in again.lines[0]
+    assert again.status == 1 and again.notes == ["out: is complete already; nothing is tagged again"] and again.out == result.out
+    assert again.out.count("could not be read: out/errors.csv") == 1
+    # The photos that could not be read, by the command that is printed.
+    shown = re.search("^next, to try again what could not be read: deep_fashion (.*)$", again.out, re.M).group(1)
+    retried = command(*shlex.split(shown))
+    assert retried.status == 1 and retried.out.startswith("0 photos tagged: out-again/tags"), retried.err
 
 
 def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples):

@@ -76,9 +76,10 @@ class OutputParts:
         command:dict, # What the results depend on: name -> a value that JSON can hold
         part_rows:int, # Rows per part
     ):
-        "Raises `InputError` if the folder is complete, of another command, or holds anything else."
+        "Raises `InputError` if the folder is of another command, or holds anything else."
         self.storage, self.command, self.part_rows = Storage(place), dict(command, part_rows=part_rows), part_rows
         self.parts, self.rows, self.finished, self.is_complete = 0, 0, set(), False
+        self.totals = None # what `join_parts` gave, of a folder that the same command completed
         self.earlier = self._manifest()
 
     def _manifest(self):
@@ -87,27 +88,38 @@ class OutputParts:
         if content is None and not names: return None
         try: found = json.loads(content)
         except (TypeError, ValueError): found = None
-        if not isinstance(found, dict) or found.get('state') != 'planned':
-            raise InputError(f"{place}: exists already and is kept; name another folder or remove it")
+        if not isinstance(found, dict) or found.get('state') not in ('planned', 'complete'): raise self._kept()
+        other = [name for name in self.command if found.get('command', {}).get(name) != self.command[name]]
+        if found['state'] == 'complete': return self._complete(found, other)
         done = [int(name[10:-5]) for name in names if name.startswith('work/done-')]
         self.finished = set(done)
         if not done: return None
-        earlier = found.get('command', {})
-        if other := [name for name in self.command if earlier.get(name) != self.command[name]]:
+        if other:
             raise InputError(f"{place}: was left by a command that was stopped, with other {' and '.join(other)}; give that command to "
                              "continue, or remove the folder to begin anew")
+        return found
+
+    def _kept(self, made=''): return InputError(f"{self.storage.place}: exists already and is kept{made}; name another folder or remove it")
+
+    def _complete(self, found, other):
+        if 'totals' not in found: raise self._kept()
+        if other: raise self._kept(f", made with other {' and '.join(other)}")
+        self.is_complete, self.totals = True, found['totals']
         return found
 
     def plan(self,
         photos, # `ListedPhotos`
     ) -> None:
-        "Write the rows of every part that is not finished. Raises `InputError` if the list is another than before."
+        "Write the rows of every part that is not finished, if any. Raises `InputError` if the list is another than before."
         if not self.earlier: self._begin()
         digest = hashlib.sha256()
         for part, rows in enumerate(list_parts(photos, self.part_rows)):
             digest.update(rows.to_csv(index=False).encode('utf-8', 'surrogateescape'))
-            if part not in self.finished: self.storage.write(list_name(part), as_json(_planned_rows(photos, rows)))
+            if not (self.is_complete or part in self.finished): self.storage.write(list_name(part), as_json(_planned_rows(photos, rows)))
             self.parts, self.rows = part + 1, self.rows + len(rows)
+        if self.is_complete:
+            if self.earlier['list'] != digest.hexdigest(): raise self._kept(", made of other photos")
+            return
         if self.earlier and self.earlier['list'] not in (None, digest.hexdigest()):
             raise InputError(f"{self.storage.place}: was left by a command that was stopped, for other photos; give that list to continue, "
                              "or remove the folder to begin anew")
@@ -118,17 +130,17 @@ class OutputParts:
         self.storage.delete([name for name in self.storage.names() if name != MANIFEST])
         self.write_manifest('planned', None)
 
-    def write_manifest(self, state:str, digest:str|None) -> None:
-        "Note the state, `planned` or `complete`, and the digest of the list, None while it is being read."
+    def write_manifest(self, state:str, digest:str|None, **facts) -> None:
+        "Note the state, `planned` or `complete`, the digest of the list, None while it is being read, and further facts."
         self.is_complete = state == 'complete'
-        facts = dict(format=1, state=state, list=digest, rows=self.rows, parts=self.parts, command=self.command)
+        facts = dict(format=1, state=state, list=digest, rows=self.rows, parts=self.parts, command=self.command, **facts)
         self.storage.write(MANIFEST, json.dumps(facts, indent=1).encode() + b'\n')
         self.digest = digest
 
     @property
     def missing(self) -> list:
         "The numbers of the parts that are not finished."
-        return [part for part in range(self.parts) if part not in self.finished]
+        return [] if self.is_complete else [part for part in range(self.parts) if part not in self.finished]
 
     def keep_finished(self) -> bool:
         "Whether a part is finished; otherwise the folder is deleted, as there is nothing to continue."
@@ -176,6 +188,6 @@ def join_parts(
         if reviewed:
             review.write(review_csv)
             storage.write('review.csv', review_csv.read_bytes())
-    output.write_manifest('complete', output.digest)
+    output.write_manifest('complete', output.digest, totals=totals)
     storage.delete([name for name in storage.names() if name.startswith('work/')])
     return totals

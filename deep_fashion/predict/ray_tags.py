@@ -206,16 +206,19 @@ def _kept_or_discarded(output):
 def _tagged(output, photos, tagger, settings, thresholds):
     "Tag what is missing; returns the result."
     output.plan(photos)
+    if output.is_complete:
+        warnings.warn(f"{settings.out_dir}: is complete already; nothing is tagged again", stacklevel=4)
+        return _result(output.totals, photos, settings, thresholds)
     if output.finished: warnings.warn(f"continues {settings.out_dir}: {output.finished_rows:,} rows were tagged before", stacklevel=4)
     names = settings.names and Path(settings.names).read_bytes()
     job = TaggingJob(_absolute(settings.out_dir), packed_model(model_file(settings.model)), names, settings,
                      thresholds.threshold.tolist(), uuid.uuid4().hex)
     _tag_parts(output, job, not hasattr(tagger, 'model'))
-    return _joined(output, photos, tagger.vocab, settings, thresholds)
+    vocab, is_reviewed = tagger.vocab, settings.min_precision is not None
+    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, is_reviewed, photos.unread)
+    return _result(totals, photos, settings, thresholds)
 
-def _joined(output, photos, vocab, settings, thresholds):
-    "The result, once all parts are there."
-    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, settings.min_precision is not None, photos.unread)
+def _result(totals, photos, settings, thresholds):
     for note in filter(None, [*photos.notes, title_note(settings, totals['known'], totals['photos'])]): warnings.warn(note, stacklevel=5)
     return Tagged(totals['photos'], totals['errors'], thresholds.assign(tagged=totals['tagged']), photos.skipped)
 
@@ -224,6 +227,7 @@ def tag_with_ray(
     settings:TagSettings, # The model, the photos, the folder to write, and options, with engine 'ray'
 ) -> Tagged:
     """Tag the photos of a folder, a bucket, or a list of paths and URLs. The folder of results is described in `output_parts`.
+    Where the same call has completed it, nothing is computed.
 
     Raises `InputError` if the model, the photos or the folder cannot be used, an option is out of range, or Ray fails."""
     _check(settings)
