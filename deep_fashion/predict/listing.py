@@ -17,7 +17,7 @@ from ..data.csv_dialect import CsvFormat
 from ..data.csv_file import CsvFile, find_filename_column
 from ..data.file_names import PhotoFinder, inside_folder
 from ..data.folder import PHOTO_EXTENSIONS, printable_name
-from .photo_list import PhotoList, name_fault
+from .photo_list import PhotoList, name_fault, one_table
 from .storage import Storage, below, copy_place, is_url, is_web, local_path
 
 # %% ../../nbs/84_predict.listing.ipynb #77c17cdf
@@ -74,6 +74,7 @@ def open_table(
 ):
     "A `CsvFile` or a `ParquetTable`. Raises `InputError` if it cannot be read."
     path = local_path(place)
+    if path: one_table(path)
     if path is None:
         path = Path(folder)/(Path(urlsplit(str(place)).path).name or 'list')
         try: copy_place(str(place), path)
