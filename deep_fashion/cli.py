@@ -188,11 +188,11 @@ COMMANDS = [
             "Tag one photo: its attributes with probabilities, a labelled picture, a row with the columns of the training table.",
             ("test --model runs/first --input photo.jpg", "test --model runs/first -i photo.jpg --out_image labelled.png --explain")),
     Command('tag', run_tag, TagSettings, "tag a whole folder or list",
-            "Tag every photo of a folder, or of a list. What cannot be read goes to <out>.errors.csv, and the exit status is 1. "
-            "With --engine ray, photos and lists can be in buckets and on web servers, many machines take part, and --out_dir gets the "
-            "tags in parts. Needs the extra: pip install 'deep_fashion[ray]'.",
-            ("tag --model runs/first --img_dir new --out_csv tags.csv",
-             "tag --model runs/first --img_dir new --out_csv tags.csv --min_precision 0.95")),
+            "Tag every photo of a folder, or of a list, into one table, --out_csv. What cannot be read goes to <out>.errors.csv, and the "
+            "exit status is 1. With --engine ray, which needs the extra, pip install 'deep_fashion[ray]', many machines take part, photos "
+            "and lists can be in buckets and on web servers, and the tags go in parts to the folder --out_dir, with its errors.csv.",
+            ("tag --model runs/first --img_dir new --out_csv tags.csv --min_precision 0.95",
+             "tag --model runs/first --csv_path urls.parquet --engine ray --out_dir tags")),
     Command('app', run_app, AppSettings, "open a page in the browser to tag and correct photos",
             "Serve a page on this computer: drop photos, see attributes and where the evidence for them lies, correct labels, "
             "download the table. Corrections are kept in a CSV that train takes back. Needs the extra: pip install 'deep_fashion[app]'.",

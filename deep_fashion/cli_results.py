@@ -8,12 +8,13 @@ __all__ = ['print_next', 'print_analysis', 'print_run', 'print_evaluation', 'pri
 
 # %% ../nbs/97_cli_results.ipynb #3a73aebe
 import csv
+import shlex
 import sys
 from itertools import islice
 
 from .core import counted, from_csv_cell, shorten_list
-from .predict.storage import below
-from .cli_next import after_analysis, after_conversion, after_scores, after_tags
+from .predict.storage import below, is_url, local_path
+from .cli_next import after_analysis, after_conversion, after_scores, after_tags, command_text, free_path
 
 # %% ../nbs/97_cli_results.ipynb #bee8401c
 def print_next(
@@ -128,7 +129,7 @@ def print_evaluation(
 def _print_tags(found, settings, out, review, errors):
     tagged, unreadable, thresholds, skipped = found
     cells, filled = tagged*len(thresholds), int(thresholds.tagged.sum())
-    unread = f"{counted(unreadable, 'photo')} could not be read" if unreadable else "all photos could be read"
+    unread = f"{counted(unreadable, 'photo')} could not be read: {errors}" if unreadable else "all photos could be read"
     left = f", {cells - filled} left for review" if settings.min_precision is not None else ""
     print(f"{counted(tagged, 'photo')} tagged: {out}")
     print(f"{filled} of {counted(cells, 'cell')} filled in{left}; {unread}")
@@ -136,7 +137,6 @@ def _print_tags(found, settings, out, review, errors):
         for attribute, row in thresholds.iterrows(): print(f"{attribute}: {_coverage(row, tagged, settings.min_precision)}")
         print(f"to review: {review}")
     if skipped: print(f"{counted(len(skipped), 'file')} skipped, no photos: {shorten_list(skipped)}", file=sys.stderr)
-    if unreadable: print(f"{unreadable} could not be read: {errors}", file=sys.stderr)
     return filled < cells
 
 def print_tags(
@@ -152,8 +152,29 @@ def print_parts(
     found, # As `tag_with_ray` returns it
     settings, # The `TagSettings`
 ) -> None:
-    "As `print_tags`, of tags in parts."
-    _print_tags(found, settings, *(below(settings.out_dir, name) for name in ('tags', 'review.csv', 'errors.csv')))
+    "As `print_tags`, of tags in parts; and how to try again what could not be read."
+    tags, review, errors = (below(settings.out_dir, name) for name in ('tags', 'review.csv', 'errors.csv'))
+    is_open = _print_tags(found, settings, tags, review, errors)
+    if is_open and settings.min_precision is not None: print_next(_reviewing(settings, review))
+    if found.unreadable: print_next(_trying_again(settings, errors), "to try again what could not be read")
+
+def _reviewing(settings, review):
+    "A command line; None where photos or the review list are elsewhere, which the page cannot show."
+    photos, table = settings.img_dir and local_path(settings.img_dir), local_path(review)
+    if photos is None or table is None: return None
+    # An exported Learner names its classes only to those who run its code.
+    model = settings.model if settings.model.is_dir() else None
+    options = command_text('review', img_dir=photos, names=settings.names, model=model).split(' ', 2)[2]
+    # What begins with a dash would be taken for an option.
+    return f"deep_fashion review {shlex.quote(f'./{table}' if str(table).startswith('-') else str(table))} {options}"
+
+def _trying_again(settings, errors):
+    "A command line; None where titles are in a column, which the list of errors does not have."
+    if settings.use_titles and settings.title_column: return None
+    of_list = {'csv_path', 'out_dir', 'title_column', 'filename_column', 'delimiter', 'encoding'}
+    place = f"{str(settings.out_dir).rstrip('/')}-again"
+    out_dir = place if is_url(place) else free_path(place)
+    return command_text('tag', **settings.model_dump(exclude=of_list, exclude_defaults=True), csv_path=errors, out_dir=out_dir)
 
 def _first_photo(settings, is_open):
     "The first photo of the review list, or of the table of tags."

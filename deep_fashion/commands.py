@@ -20,10 +20,19 @@ from .settings import CommandSettings, Settings, Size, Words, checked_run_name, 
 
 
 # %% ../nbs/06_commands.ipynb #dfd16255
+def _is_url(value): return bool(re.match(r'[a-z][a-z0-9+.-]+://', str(value), re.I))
+
+# A path would make one slash of two.
+def _on_this_machine(value):
+    if _is_url(value): raise InputError(f"img_dir {value}: photos have to be in a folder on this machine")
+    return value
+
+_Folder = Annotated[Path, BeforeValidator(_on_this_machine)]
+
 class AnalyzeSettings(CommandSettings):
     "What the audit of a table can be given."
     csv_path: Path = common.csv_path
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path = option(Path('analysis'), "new folder for what is found", 'output', metavar='DIR')
     names: Path|None = common.names
     attributes: Words|None = common.attributes
@@ -37,8 +46,7 @@ class AnalyzeSettings(CommandSettings):
     labels_map: Path|None = common.labels_map
 
 # %% ../nbs/06_commands.ipynb #2cfa95c8
-# A path would make one slash of two.
-def _place(value): return value if isinstance(value, str) and re.match(r'[a-z][a-z0-9+.-]+://', value, re.I) else Path(value)
+def _place(value): return value if isinstance(value, str) and _is_url(value) else Path(value)
 
 Place = Annotated[Path|str, BeforeValidator(_place)]
 
@@ -49,8 +57,8 @@ class TagSettings(CommandSettings):
                                  metavar='DIR')
     out_csv: Path|None = option(None, "new file: filename, one column per attribute, one <attribute>_confidence each", 'output',
                                 metavar='CSV')
-    csv_path: Place|None = option(None, "table with a column of file names that lists the photos (default: every photo in the folder); "
-                                        "with --engine ray also a Parquet table, of paths or URLs", 'input', metavar='CSV')
+    csv_path: Place|None = option(None, "CSV or Parquet table with a column of file names that lists the photos (default: every photo in "
+                                        "the folder); with --engine ray also of URLs, and at a URL", 'input', metavar='CSV')
     min_precision: float|None = option(
         None, "leave a label empty unless labels this certain reach this precision, such as 0.95; photos to review go to "
               "<out>.review.csv, which train takes back as --corrections", metavar='X', gt=0, lt=1)
@@ -78,20 +86,21 @@ class TagSettings(CommandSettings):
     @model_validator(mode='after')
     def _fits_the_engine(self):
         is_local, fields = self.engine == 'local', type(self).model_fields
-        needed = ('img_dir', 'out_csv') if is_local else ('out_dir', *(['img_dir'] if self.csv_path is None else []))
-        for name in needed:
+        if is_local and self.out_dir is not None: raise InputError("out_dir takes --engine ray")
+        if not is_local and self.out_csv is not None: raise InputError("out_csv is for --engine local; with --engine ray, give out_dir")
+        for name, what in (('img_dir', "photos at URLs take"), ('csv_path', "a table at a URL takes")) if is_local else ():
+            if isinstance(getattr(self, name), str): raise InputError(f"{name} {getattr(self, name)}: {what} --engine ray")
+        if is_local and self.img_dir is None and self.csv_path is not None:
+            raise InputError(f"img_dir is missing: the folder with the photos of {self.csv_path}; photos at URLs take --engine ray")
+        for name in ('img_dir', 'out_csv') if is_local else ('out_dir', *(['img_dir'] if self.csv_path is None else [])):
             if getattr(self, name) is None: raise InputError(f"{name} is missing: {fields[name].description}")
-        if (other := 'out_dir' if is_local else 'out_csv') and getattr(self, other) is not None:
-            raise InputError(f"{other}: is for --engine {'ray' if is_local else 'local'}; this is {self.engine}")
-        for name in ('img_dir', 'csv_path') if is_local else ():
-            if isinstance(getattr(self, name), str): raise InputError(f"{name} {getattr(self, name)}: a URL takes --engine ray")
         return self
 
 class EvaluateSettings(CommandSettings):
     "What scoring a tagger can be given."
     model: Path = common.model
     csv_path: Path = common.csv_path
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path|None = option(None, "new JSON file for the scores; the report is written beside it, ending in .html", 'output',
                             metavar='JSON')
     use_titles: bool = common.use_titles
@@ -122,7 +131,7 @@ class PhotoSettings(CommandSettings):
 class ConvertSettings(CommandSettings):
     "What a conversion for OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos like those to be tagged; no labels are needed", 'input', metavar='DIR')
+    img_dir: _Folder = option(..., "folder of photos like those to be tagged; no labels are needed", 'input', metavar='DIR')
     out: Path = option(..., "new folder for the converted tagger, a bundle; a name that ends in .pkl: an exported Learner", 'output',
                        metavar='DIR')
     precision: Literal['bfloat16', 'int8'] = option('int8', "number format the network computes in")
@@ -134,7 +143,7 @@ class ConvertSettings(CommandSettings):
 class ExportSettings(CommandSettings):
     "What an export for ONNX Runtime or OpenVINO can be given."
     model: Path = common.model
-    img_dir: Path = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", 'input',
+    img_dir: _Folder = option(..., "folder of photos on which labels are compared with PyTorch's; none has to be labelled", 'input',
                            metavar='DIR')
     out: Path = option(..., "new folder for the exported tagger", 'output', metavar='DIR')
     format: Literal['onnx', 'openvino'] = option('onnx', "what computes the network")
@@ -196,7 +205,7 @@ class BodiesSettings(CommandSettings):
     arch: Words = option(..., "bodies of torchvision, timm (also hf-hub:USER/NAME), and joined ones: resnet18,resnet50,resnet18+resnet50",
                          metavar='A,B,C+D')
     csv_path: Path = common.csv_path
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path = option(Path('bodies'), "new folder for the comparison; one that was stopped is continued", 'output', metavar='DIR')
     photos: int|None = option(None, "compare on so many labelled photos at most, whole products drawn at random (default: all)",
                               metavar='N', ge=2)
@@ -244,7 +253,7 @@ class SweepSettings(CommandSettings):
 # %% ../nbs/06_commands.ipynb #6fe42f7a
 class SelectSettings(CommandSettings):
     "What a choice of photos to label can be given."
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path = option(Path('to_label.csv'), "new table: the chosen photos with empty columns, then the labels so far", 'output',
                        metavar='CSV')
     n: int = option(100, "photos to choose, one per product", metavar='N', ge=1)
@@ -268,7 +277,7 @@ class SelectSettings(CommandSettings):
 class ExportLabelsSettings(CommandSettings):
     "What an export to another labelling tool can be given."
     csv_path: Path = option(..., "table of labels, of tags, or of photos to review", 'input', metavar='CSV')
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path = option(..., "new folder for the export", 'output', metavar='DIR')
     format: Literal['label_studio', 'fiftyone'] = option('label_studio', "the labelling tool")
     names: Path|None = common.names
@@ -287,7 +296,7 @@ class ImportLabelsSettings(CommandSettings):
 class LearningCurveSettings(CommandSettings):
     "What a learning curve can be given."
     csv_path: Path = common.csv_path
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     out: Path|None = option(None, "new picture of the curve", 'output', metavar='PNG')
     attributes: Words|None = common.attributes
     title_column: str|None = common.title_column
@@ -308,7 +317,7 @@ class LearningCurveSettings(CommandSettings):
 # %% ../nbs/06_commands.ipynb #0c789213
 class ReviewSettings(CommandSettings):
     "What a review by a person can be given."
-    img_dir: Path = common.img_dir
+    img_dir: _Folder = common.img_dir
     csv_path: Path|None = option(None, "what to review: a review list (tag --min_precision), labels that look wrong (label_errors.csv of "
                                        "analyze), or a table whose empty columns are to be filled in (default: every photo of img_dir)",
                                  metavar='[CSV]')

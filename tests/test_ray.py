@@ -3,6 +3,8 @@ import http.server
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import signal
 import threading
@@ -111,10 +113,18 @@ def test_the_same_files_as_on_one_machine(cluster, command, model, samples):
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["state"], manifest["rows"], manifest["parts"]) == ("complete", 61, 4)
     again = command(*words, "--engine", "ray", "--out_dir", "out", "--parts", "csv", "--part_rows", "16")
-    assert again.status == 2 and "out: exists already and is kept" in again.lines[0]
+    assert again.status == 1 and again.notes == ["out: is complete already; nothing is tagged again"] and again.out == result.out
+    assert again.out.count("could not be read: out/errors.csv") == 1
+    assert f"\nnext: deep_fashion review out/review.csv --img_dir {samples.images} --names {samples.names} --model {model}\n" in again.out
+    # The photos that could not be read, by the command that is printed.
+    shown = re.search("^next, to try again what could not be read: deep_fashion (.*)$", again.out, re.M).group(1)
+    retried = command(*shlex.split(shown))
+    assert retried.status == 1 and retried.out.startswith("0 photos tagged: out-again/tags"), retried.err
 
 
-def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples):
+def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples, monkeypatch):
+    address = cluster.get_runtime_context().gcs_address
+    monkeypatch.setenv("RAY_ADDRESS", address)
     files = sorted(o.name for o in samples.images.iterdir() if o.suffix == ".jpg")[:12]
     for name in files: bucket.pipe_file(f"shop/new/{name}", (samples.images / name).read_bytes())
     bucket.pipe_file("shop/new/empty.jpg", b"")
@@ -124,6 +134,8 @@ def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples
     result = command("tag", "--model", model, "--img_dir", "s3://shop/new", "--csv_path", "s3://shop/list.csv", "--engine", "ray",
                      "--out_dir", "s3://shop/out", "--part_rows", "9")
     assert result.status == 1 and not result.err.count("Traceback")
+    assert result.notes[0] == f"tagging on a Ray cluster of 1 machine at {address}"
+    assert "--csv_path s3://shop/out/errors.csv --out_dir s3://shop/out-again" in result.out
     assert any("s3://shop/list.csv: the file names are taken from the column 'photo'" in note for note in result.notes)
     assert [name for name in bucket.find("shop/out") if "/tags/" not in name] == ["shop/out/errors.csv", "shop/out/manifest.json"]
     tags = pd.concat([pd.read_parquet(bucket.open(name)) for name in sorted(bucket.find("shop/out/tags"))])
@@ -225,17 +237,32 @@ def test_a_stopped_command_is_continued_by_the_same_alone(cluster, command, refu
     assert not Path("out", list_name(1)).exists()
 
 
+def test_a_bucket_that_cannot_be_used_is_named_as_given(bucket, refused, model):
+    words = ["tag", "--model", model, "--img_dir", "s3://shop/new", "--engine", "ray", "--out_dir", "s3://unknown/out"]
+    bucket.pipe_file("shop/new/a.jpg", b"photo")
+    refused(*words, says=["s3://unknown/out: cannot be written (no such bucket)"])
+
+
 def test_what_an_engine_does_not_do_is_refused(refused, model, samples, tmp_path):
     words, ray = ["tag", "--model", model], ["--engine", "ray"]
     refused(*words, *ray, "--img_dir", samples.images, says=["out_dir is missing"])
     refused(*words, *ray, "--out_dir", "out", says=["img_dir is missing"])
-    refused(*words, *ray, "--img_dir", samples.images, "--out_csv", "a.csv", "--out_dir", "out", says=["out_csv", "--engine local"])
+    names = tmp_path / "list.parquet"
+    pd.DataFrame(dict(image=["s3://shop/b.jpg", "a.jpg"])).to_parquet(names)
+    refused(*words, *ray, "--csv_path", names, "--out_dir", "out",
+            says=["img_dir is missing", "list.parquet has names without a folder or a URL, such as 'a.jpg'"])
+    refused(*words, *ray, "--img_dir", samples.images, "--out_csv", "a.csv",
+            says=["out_csv is for --engine local; with --engine ray, give out_dir"])
     grouped = ["--out_dir", "out", "--group_pattern", "(.*)-"]
     refused(*words, *ray, "--img_dir", samples.images, *grouped, says=["group_pattern", "--engine local"])
     refused(*words, *ray, "--img_dir", samples.images, "--out_dir", "https://shop.example/out", says=["web server cannot be written to"])
     refused(*words, *ray, "--img_dir", "https://shop.example", "--out_dir", "out", says=["give a table"])
-    refused(*words, "--img_dir", "s3://shop/new", "--out_csv", "a.csv", says=["s3://shop/new", "--engine ray"])
-    refused(*words, "--img_dir", samples.images, "--out_dir", "out", "--out_csv", "a.csv", says=["out_dir", "--engine ray"])
+    refused(*words, "--img_dir", "s3://shop/new", "--out_csv", "a.csv", says=["s3://shop/new", "photos at URLs take --engine ray"])
+    refused(*words, "--csv_path", names, "--out_csv", "a.csv", says=["img_dir is missing", "photos at URLs take --engine ray"])
+    refused(*words, "--img_dir", samples.images, "--out_dir", "out", says=["out_dir takes --engine ray"])
+    refused(*words, *ray, "--csv_path", tmp_path, "--img_dir", samples.images, "--out_dir", "out",
+            says=["is a folder; csv_path takes one table"])
+    refused("review", names, "--img_dir", "s3://shop/new", says=["s3://shop/new: photos have to be in a folder on this machine"])
     refused(*words, "--img_dir", samples.images, says=["out_csv is missing"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").touch()

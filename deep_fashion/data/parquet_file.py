@@ -17,11 +17,17 @@ from .csv_dialect import CsvFormat, open_bytes
 from .csv_file import CsvFile, find_filename_column
 
 # %% ../../nbs/11_data.parquet_file.ipynb #c35f316e
+def _text_kind(kind):
+    "The type of the cells of a column, and whether they have a text."
+    import pyarrow as pa
+    if pa.types.is_dictionary(kind): kind = kind.value_type
+    return kind, not pa.types.is_nested(kind) and 'binary' not in str(kind)
+
 def _as_text(column, name, path):
     "The cells of a column of Arrow as text. Raises `InputError` if they have none."
     import pyarrow as pa
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_nested(kind) or 'binary' in str(kind):
+    kind, has_text = _text_kind(column.type)
+    if not has_text:
         raise InputError(f"{path}: column {name!r} holds {kind} in each cell, which is no label and no text; leave the column out, "
                          "or make a column of text per label")
     if pa.types.is_null(kind): return ['']*len(column)
@@ -53,7 +59,8 @@ class ParquetFile:
         self._errors = pa.ArrowException, OSError
         try: self._file = pq.ParquetFile(self.path)
         except self._errors as e: raise self._damaged(e) from e
-        self.columns = [name.strip() for name in self._file.schema_arrow.names]
+        self._names = self._file.schema_arrow.names
+        self.columns = [name.strip() for name in self._names]
         repeated = [name for name, n in Counter(self.columns).items() if n > 1]
         if repeated: raise InputError(f"{path}: column {repeated[0]!r} occurs twice; rename one")
         self._name_file_column(csv_format.filename_column)
@@ -64,8 +71,9 @@ class ParquetFile:
         "Call the column of file names `filename`."
         if isinstance(column, int) and -len(self.columns) <= column < len(self.columns): column = self.columns[column]
         elif column is None:
-            cells = next(self._batches(200), {name: [] for name in self.columns})
-            column = find_filename_column(self.columns, [[cell for cell in cells[name] if cell] for name in self.columns])
+            texts = [name for name, kind in zip(self.columns, self._file.schema_arrow.types) if _text_kind(kind)[1]]
+            cells = next(self._batches(200, texts), {})
+            column = find_filename_column(self.columns, [[cell for cell in cells.get(name, []) if cell] for name in self.columns])
         if column not in self.columns:
             raise InputError(f"{self.path}: no column {'filename' if column is None else column!r}; found {shorten_list(self.columns)}; "
                              "name the column of file names (filename_column)")
@@ -73,24 +81,27 @@ class ParquetFile:
         self.notes.append(f"{self.path}: the file names are taken from the column {column!r}")
         self.columns = ['filename' if name == column else 'filename 2' if name == 'filename' else name for name in self.columns]
 
-    def _batches(self, size):
+    def _batches(self, size, only=None):
         "Yield column -> cells as text, for some rows at a time."
-        batches = self._file.iter_batches(size)
+        wanted = {name: given for name, given in zip(self.columns, self._names) if only is None or name in only}
+        batches = self._file.iter_batches(size, columns=None if only is None else [*wanted.values()])
         while True:
             try: batch = next(batches, None)
             except self._errors as e: raise self._damaged(e) from e
             if batch is None: return
-            yield {name: _as_text(column, name, self.path) for name, column in zip(self.columns, batch.columns)}
+            try: yield {name: _as_text(batch.column(given), name, self.path) for name, given in wanted.items()}
+            except UnicodeDecodeError as e: raise self._damaged(e) from e
 
     def chunks(self,
         size:int=10_000, # Largest number of rows in a chunk
+        only:list=None, # Columns to read (default: all); then every row counts
     ):
         "Yield the rows in chunks, every cell as text; the index is the number of the row. Raises `InputError` if there is no row."
         start = 1
-        for cells in self._batches(size):
-            rows = pd.DataFrame(cells, columns=self.columns, dtype=object)
-            # A row without a cell that is filled in is none, as in a CSV file.
-            filled = (rows != '').any(axis=1)
+        for cells in self._batches(size, only):
+            rows = pd.DataFrame(cells, dtype=object)
+            # A row without a cell that is filled in is none, as in a CSV file; with some columns this cannot be seen.
+            filled = (rows != '').any(axis=1) | (only is not None)
             rows.index = range(start, start + len(rows))
             start += len(rows)
             if filled.any(): yield rows[filled.to_numpy()]

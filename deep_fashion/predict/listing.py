@@ -18,7 +18,7 @@ from ..data.csv_dialect import CsvFormat
 from ..data.file_names import PhotoFinder, inside_folder
 from ..data.folder import PHOTO_EXTENSIONS, printable_name
 from ..data.parquet_file import ParquetFile, table_file
-from .photo_list import PhotoList, name_fault
+from .photo_list import PhotoList, name_fault, one_table
 from .storage import Storage, below, copy_place, is_url, is_web, local_path, url_path
 
 # %% ../../nbs/84_predict.listing.ipynb #69bd1c60
@@ -29,6 +29,7 @@ def open_table(
 ):
     "A `CsvFile` or a `ParquetFile`. Raises `InputError` if it cannot be read."
     path = local_path(place)
+    if path: one_table(path)
     if path is None:
         path = Path(folder)/(Path(url_path(str(place))).name or 'list')
         try: copy_place(str(place), path)
@@ -38,6 +39,8 @@ def open_table(
 
 # %% ../../nbs/84_predict.listing.ipynb #6cbf7ba7
 _ROWS_AT_ONCE = 10_000
+
+def _is_place(name): return is_url(name) or Path(name).is_absolute()
 
 class ListedPhotos:
     "The photos to tag: parts of some thousands of rows with `filename` and columns of the table; `find` gives their places."
@@ -56,6 +59,13 @@ class ListedPhotos:
         elif self._local: self._list = PhotoList(self._local, None, columns, csv_format)
         else: self._names = self._listed(csv_format)
         if csv_path is None and self._local: self.skipped = self._list.skipped
+        if img_dir is None: self._check_names()
+
+    def _check_names(self):
+        "Raise `InputError` if the start of the list has names that only a folder would make places of."
+        rows = next(iter(self), pd.DataFrame(dict(filename=[])))
+        if first := next((name for name in rows.filename if name and not _is_place(name)), None):
+            raise InputError(f"img_dir is missing: {self.csv_path} has names without a folder or a URL, such as {first!r}")
 
     def _listed(self, csv_format):
         "The photos in a bucket."
@@ -101,7 +111,7 @@ class ListedPhotos:
             if fault is None: return found.name, str(self._local.absolute()/found.name), None
             if not is_url(name): return None, None, fault
         if is_url(name): return self._relative(name), name, None
-        if self.img_dir is None: return name, str(Path(name).absolute()), None
+        if self.img_dir is None: return (name, name, None) if _is_place(name) else (None, None, "neither a whole path nor a URL")
         return (name, below(self.img_dir, name), None) if inside_folder(name) else (None, None, "file name leads out of the image folder")
 
     def _relative(self, url):

@@ -134,24 +134,33 @@ class OutputParts:
         command:dict, # What the results depend on: name -> a value that JSON can hold
         part_rows:int, # Rows per part
     ):
-        "Raises `InputError` if the folder is complete, of another command, or holds anything else."
+        "Raises `InputError` if the folder is of another command, or holds anything else."
         self.storage, self.command, self.part_rows = Storage(place), dict(command, part_rows=part_rows), part_rows
         self.parts, self.rows, self.finished, self.is_complete, self._began = 0, 0, set(), False, False
+        self.totals = None # what `join_parts` gave, of a folder that the same command completed
         self.earlier = self._manifest()
         self.owner = self.earlier['owner'] if self.earlier else uuid.uuid4().hex
 
     def _manifest(self):
         "The manifest of an earlier command, or None."
-        place, names = self.storage.place, self.storage.names()
+        names = self.storage.names()
         if not names: return None
         found = _read_json(self.storage, MANIFEST)
-        if found.get('state') != 'planned' or 'owner' not in found or not all(map(_is_own, names)):
-            raise InputError(f"{place}: exists already and is kept; name another folder or remove it")
-        earlier = found.get('command', {})
-        other = [name for name in self.command if earlier.get(name) != self.command[name]]
+        if found.get('state') not in ('planned', 'complete') or 'owner' not in found: raise self._kept()
+        other = [name for name in self.command if found.get('command', {}).get(name) != self.command[name]]
+        if found['state'] == 'complete': return self._complete(found, other)
+        if not all(map(_is_own, names)): raise self._kept()
         if other: self._refuse(f"with other {' and '.join(other)}")
         done = [int(name[10:-5]) for name in names if re.fullmatch(r'work/done-\d+\.json', name)]
         self.finished = {part for part in done if finished_part(self.storage, part, found['owner'])}
+        return found
+
+    def _kept(self, made=''): return InputError(f"{self.storage.place}: exists already and is kept{made}; name another folder or remove it")
+
+    def _complete(self, found, other):
+        if 'totals' not in found: raise self._kept()
+        if other: raise self._kept(f", made with other {' and '.join(other)}")
+        self.is_complete, self.totals = True, found['totals']
         return found
 
     def _refuse(self, difference):
@@ -161,21 +170,26 @@ class OutputParts:
     def plan(self,
         photos, # `ListedPhotos`
     ) -> None:
-        "Write the rows of every part that is not finished. Raises `InputError` if the list is another than before."
+        "Write the rows of every part that is not finished, if any. Raises `InputError` if the list is another than before."
         digest = hashlib.sha256()
         with tempfile.TemporaryDirectory() as d:
             lists = Storage(d)
             for part, rows in enumerate(list_parts(photos, self.part_rows)):
                 digest.update(rows.to_csv(index=False).encode('utf-8', 'surrogateescape'))
-                if part not in self.finished: lists.write(list_name(part), as_json(dict(_planned_rows(photos, rows), owner=self.owner)))
+                if not (self.is_complete or part in self.finished):
+                    lists.write(list_name(part), as_json(dict(_planned_rows(photos, rows), owner=self.owner)))
                 self.parts, self.rows = part + 1, self.rows + len(rows)
             self._claim(digest.hexdigest())
+            if self.is_complete: return
             for name in lists.names(): self.storage.write(name, lists.read(name))
         check_owner(self.storage, self.owner)
 
     def _claim(self, digest):
         "Make the folder that of this list."
         self.digest = digest
+        if self.is_complete:
+            if self.earlier['list'] != digest: raise self._kept(", made of other photos")
+            return
         if self.earlier:
             if self.earlier['list'] != digest: self._refuse("for other photos")
             return check_owner(self.storage, self.owner)
@@ -183,16 +197,16 @@ class OutputParts:
         self._began = True
         self.write_manifest('planned', digest)
 
-    def write_manifest(self, state:str, digest:str) -> None:
-        "Note the state, `planned` or `complete`, and the digest of the list."
+    def write_manifest(self, state:str, digest:str, **facts) -> None:
+        "Note the state, `planned` or `complete`, the digest of the list, and further facts."
         self.is_complete = state == 'complete'
-        facts = dict(format=1, state=state, owner=self.owner, list=digest, rows=self.rows, parts=self.parts, command=self.command)
+        facts = dict(format=1, state=state, owner=self.owner, list=digest, rows=self.rows, parts=self.parts, command=self.command, **facts)
         self.storage.write(MANIFEST, json.dumps(facts, indent=1).encode() + b'\n')
 
     @property
     def missing(self) -> list:
         "The numbers of the parts that are not finished."
-        return [part for part in range(self.parts) if part not in self.finished]
+        return [] if self.is_complete else [part for part in range(self.parts) if part not in self.finished]
 
     def keep_finished(self) -> bool:
         "Whether a part is finished; otherwise what this command wrote is deleted, as there is nothing to continue."
@@ -247,6 +261,6 @@ def join_parts(
         if reviewed:
             review.write(review_csv)
             storage.write('review.csv', review_csv.read_bytes())
-    output.write_manifest('complete', output.digest)
+    output.write_manifest('complete', output.digest, totals=totals)
     storage.delete([name for name in storage.names() if name.startswith('work/')])
     return totals

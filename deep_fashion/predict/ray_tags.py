@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..commands import TagSettings
-from ..core import InputError, requires_extra, sole_user, versions
+from ..core import InputError, counted, requires_extra, sole_user, versions
 from ..data.csv_dialect import CsvFormat
 from .journal import content_digest
 from .listing import ListedPhotos
@@ -56,9 +56,14 @@ def _first_line(error): return (' '.join(str(error).split('\n')[0].split()) or t
 
 _STORE = 2**29 # bytes of the memory that the processes of a machine share, beside the model
 
+def _cluster_address():
+    "Where a cluster is that others started, or None."
+    address = os.environ.get('RAY_ADDRESS')
+    return None if address == 'local' else address or None
+
 def _start(ray, n_bytes):
     "Connect to the cluster of `RAY_ADDRESS`, or start one. Raises `InputError` if that fails."
-    address = os.environ.get('RAY_ADDRESS') or 'local'
+    address = _cluster_address() or 'local'
     own = dict(include_dashboard=False, object_store_memory=_STORE + 2*n_bytes) if address == 'local' else {}
     handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
     is_stopped = False
@@ -161,10 +166,15 @@ def _tag_parts(output, job, exported):
     "Tag all parts that are missing."
     if not output.missing: return
     size, total, done = sum(map(len, job.model.values())), output.rows, output.finished_rows
-    with ray_cluster(size) as ray, tqdm(total=total, initial=done, desc='tagging', unit=' photos', leave=False) as bar:
-        for part, fault in _results(ray, job, output.missing, exported):
-            if fault: raise InputError(fault)
-            bar.update(output.rows_of(part))
+    with ray_cluster(size) as ray:
+        if address := _cluster_address():
+            machines = counted(sum(o['Alive'] for o in ray.nodes()), 'machine')
+            warnings.warn(f"tagging on a Ray cluster of {machines} at {address}", stacklevel=5)
+        # After the note, which would be printed into the bar.
+        with tqdm(total=total, initial=done, desc='tagging', unit=' photos', leave=False) as bar:
+            for part, fault in _results(ray, job, output.missing, exported):
+                if fault: raise InputError(fault)
+                bar.update(output.rows_of(part))
 
 # %% ../../nbs/84_predict.ray_tags.ipynb #baa49192
 def _command(settings):
@@ -206,16 +216,19 @@ def _kept_or_discarded(output):
 def _tagged(output, photos, tagger, settings, thresholds):
     "Tag what is missing; returns the result."
     output.plan(photos)
+    if output.is_complete:
+        warnings.warn(f"{settings.out_dir}: is complete already; nothing is tagged again", stacklevel=4)
+        return _result(output.totals, photos, settings, thresholds)
     if output.finished: warnings.warn(f"continues {settings.out_dir}: {output.finished_rows:,} rows were tagged before", stacklevel=4)
     names = settings.names and Path(settings.names).read_bytes()
     job = TaggingJob(_absolute(settings.out_dir), packed_model(model_file(settings.model)), names, settings,
                      thresholds.threshold.tolist(), uuid.uuid4().hex, output.owner)
     _tag_parts(output, job, not hasattr(tagger, 'model'))
-    return _joined(output, photos, tagger.vocab, settings, thresholds)
+    vocab, is_reviewed = tagger.vocab, settings.min_precision is not None
+    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, is_reviewed, photos.unread)
+    return _result(totals, photos, settings, thresholds)
 
-def _joined(output, photos, vocab, settings, thresholds):
-    "The result, once all parts are there."
-    totals = join_parts(output, vocab.attributes, vocab if settings.names else None, settings.min_precision is not None, photos.unread)
+def _result(totals, photos, settings, thresholds):
     for note in filter(None, [*photos.notes, title_note(settings, totals['known'], totals['photos'])]): warnings.warn(note, stacklevel=5)
     return Tagged(totals['photos'], totals['errors'], thresholds.assign(tagged=totals['tagged']), photos.skipped)
 
@@ -224,6 +237,7 @@ def tag_with_ray(
     settings:TagSettings, # The model, the photos, the folder to write, and options, with engine 'ray'
 ) -> Tagged:
     """Tag the photos of a folder, a bucket, or a list of paths and URLs. The folder of results is described in `output_parts`.
+    Where the same call has completed it, nothing is computed.
 
     Raises `InputError` if the model, the photos or the folder cannot be used, an option is out of range, or Ray fails."""
     _check(settings)

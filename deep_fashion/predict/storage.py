@@ -119,11 +119,15 @@ def _file_system(url):
 
 def _first_line(error): return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
+_ELSEWHERE = "and AWS_ENDPOINT_URL if the bucket is not at Amazon"
+
 def _reason(error):
     "Why a file in a bucket cannot be used."
     if isinstance(error, FileNotFoundError): return "no such bucket" if 'bucket' in str(error).lower() else "no such file"
     if isinstance(error, PermissionError): return "access denied"
-    if 'Credentials' in type(error).__name__: return "no credentials; set those of the storage, such as AWS_ACCESS_KEY_ID"
+    kind = type(error).__name__
+    if 'Credentials' in kind: return f"no credentials; set those of the storage, such as AWS_ACCESS_KEY_ID, {_ELSEWHERE}"
+    if kind in ('EndpointConnectionError', 'ConnectTimeoutError'): return f"nothing answers; check the network, {_ELSEWHERE}"
     return _first_line(error)
 
 def _content(fs, path, most):
@@ -175,6 +179,10 @@ class Storage:
         self.place, self.folder = place, local_path(place)
         self._fs, self._root = (None, None) if self.folder else _file_system(place)
 
+    def _fault(self, name, verb, error):
+        "Of a bucket, what cannot be used is all of it, which has the name that was given."
+        return InputError(f"{below(self.place, name) if self.folder else self.place}: cannot be {verb} ({_reason(error)})")
+
     def _path(self, name): return f"{self._root.rstrip('/')}/{name}"
 
     def read(self,
@@ -183,7 +191,7 @@ class Storage:
         "The content of a file."
         try: return (self.folder/name).read_bytes() if self.folder else self._fs.cat_file(self._path(name))
         except (FileNotFoundError, NotADirectoryError): return None
-        except Exception as e: raise InputError(f"{below(self.place, name)}: cannot be read ({_reason(e)})") from None
+        except Exception as e: raise self._fault(name, 'read', e) from None
 
     def write(self, name:str, content:bytes) -> None:
         "Write a file, or replace it. Raises `InputError` if that is not possible."
@@ -191,7 +199,7 @@ class Storage:
             if not self.folder: return self._fs.pipe_file(self._path(name), content)
             (self.folder/name).parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self.folder/name) as temporary: temporary.write_bytes(content)
-        except Exception as e: raise InputError(f"{below(self.place, name)}: cannot be written ({_reason(e)})") from None
+        except Exception as e: raise self._fault(name, 'written', e) from None
 
     def names(self) -> list:
         "All files, relative to the folder, sorted; none where there is no folder."
