@@ -46,7 +46,7 @@ class AnalyzeSettings(CommandSettings):
     labels_map: Path|None = common.labels_map
 
 # %% ../nbs/06_commands.ipynb #2cfa95c8
-def _place(value): return value if isinstance(value, str) and _is_url(value) else Path(value)
+def _place(value): return Path(value) if isinstance(value, str) and not _is_url(value) else value
 
 Place = Annotated[Path|str, BeforeValidator(_place)]
 

@@ -261,7 +261,7 @@ def test_what_an_engine_does_not_do_is_refused(refused, model, samples, tmp_path
     refused(*words, "--csv_path", names, "--out_csv", "a.csv", says=["img_dir is missing", "photos at URLs take --engine ray"])
     refused(*words, "--img_dir", samples.images, "--out_dir", "out", says=["out_dir takes --engine ray"])
     refused(*words, *ray, "--csv_path", tmp_path, "--img_dir", samples.images, "--out_dir", "out",
-            says=["is a folder; csv_path takes one table"])
+            says=["is a directory; csv_path takes one table"])
     refused("review", names, "--img_dir", "s3://shop/new", says=["s3://shop/new: photos have to be in a folder on this machine"])
     refused(*words, "--img_dir", samples.images, says=["out_csv is missing"])
     (tmp_path / "mine").mkdir()

@@ -30,7 +30,7 @@ def one_table(
 ):
     "The same. Raises `InputError` for a folder, such as one with the parts of a table."
     if not Path(csv_path).is_dir(): return csv_path
-    raise InputError(f"{csv_path}: is a folder; csv_path takes one table, so join its parts, or tag them one at a time")
+    raise InputError(f"{csv_path}: is a directory; csv_path takes one table, so join its parts, or tag them one at a time")
 
 class PhotoList:
     "The photos of a folder or a table: parts of some thousands of rows with `filename`, relative to the folder, and columns of the table."
