@@ -66,7 +66,7 @@ def test_a_list_in_a_parquet_file(command, refused, model, samples, tmp_path):
     names = ["shirt-00002-1.jpg", "shirt-00001-1.jpg"]
     pd.DataFrame(dict(image=names, price=[1, 2])).to_parquet(tmp_path / "list.parquet")
     words = ["tag", "--model", model, "--img_dir", samples.images, "--out_csv", tmp_path / "tags.csv"]
-    refused(*words, "--csv_path", tmp_path, says=["is a folder; csv_path takes one table"])
+    refused(*words, "--csv_path", tmp_path, says=["is a directory; csv_path takes one table"])
     assert command(*words, "--csv_path", tmp_path / "list.parquet").status == 0
     assert read(tmp_path / "tags.csv").filename.tolist() == names
 
