@@ -120,6 +120,8 @@ def test_the_same_files_as_on_one_machine(cluster, command, model, samples):
     shown = re.search("^next, to try again what could not be read: deep_fashion (.*)$", again.out, re.M).group(1)
     retried = command(*shlex.split(shown))
     assert retried.status == 1 and retried.out.startswith("0 photos tagged: out-again/tags"), retried.err
+    # A Learner that is exported afterwards holds it.
+    assert print.__module__ == "builtins"
 
 
 def test_a_bucket_and_a_web_server(cluster, bucket, web, command, model, samples, monkeypatch):

@@ -98,6 +98,8 @@ def _set_signal(number, handler):
     if handler is not None and signal.getsignal(number) is not handler: signal.signal(number, handler)
 
 def _imported():
+    # Ray would replace `print`, and a Learner that is exported later would hold Ray's and need Ray to be loaded.
+    os.environ.setdefault('RAY_TQDM_PATCH_PRINT', '0')
     with requires_extra('ray'):
         import ray
         import ray.data
