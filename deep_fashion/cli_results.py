@@ -8,13 +8,13 @@ __all__ = ['print_next', 'print_analysis', 'print_run', 'print_evaluation', 'pri
 
 # %% ../nbs/97_cli_results.ipynb #3a73aebe
 import csv
-import shlex
 import sys
 from itertools import islice
 
 from .core import counted, from_csv_cell, shorten_list
-from .predict.storage import below, is_url, local_path
-from .cli_next import after_analysis, after_conversion, after_scores, after_tags, command_text, free_path
+from .commands import is_url
+from .predict.storage import below, local_path
+from .cli_next import after_analysis, after_conversion, after_scores, after_tags, command_text, free_path, reviewing
 
 # %% ../nbs/97_cli_results.ipynb #bee8401c
 def print_next(
@@ -162,11 +162,7 @@ def _reviewing(settings, review):
     "A command line; None where photos or the review list are elsewhere, which the page cannot show."
     photos, table = settings.img_dir and local_path(settings.img_dir), local_path(review)
     if photos is None or table is None: return None
-    # An exported Learner names its classes only to those who run its code.
-    model = settings.model if settings.model.is_dir() else None
-    options = command_text('review', img_dir=photos, names=settings.names, model=model).split(' ', 2)[2]
-    # What begins with a dash would be taken for an option.
-    return f"deep_fashion review {shlex.quote(f'./{table}' if str(table).startswith('-') else str(table))} {options}"
+    return reviewing(settings.model_copy(update=dict(img_dir=photos)), table, settings.model)
 
 def _trying_again(settings, errors):
     "A command line; None where titles are in a column, which the list of errors does not have."

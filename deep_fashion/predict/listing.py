@@ -14,12 +14,13 @@ from urllib.parse import unquote
 import pandas as pd
 
 from ..core import InputError, shorten_list
+from ..commands import is_url
 from ..data.csv_dialect import CsvFormat
 from ..data.file_names import PhotoFinder, inside_folder
 from ..data.folder import PHOTO_EXTENSIONS, printable_name
 from ..data.parquet_file import ParquetFile, table_file
 from .photo_list import PhotoList, name_fault, one_table
-from .storage import Storage, below, copy_place, is_url, is_web, local_path, url_path
+from .storage import Storage, below, copy_place, is_web, local_path, url_path
 
 # %% ../../nbs/84_predict.listing.ipynb #69bd1c60
 def open_table(
